@@ -9,7 +9,7 @@ from typing import Any
 
 from patchmint.datasets.dataset import Column, Dataset, Shard, open_folder
 from patchmint.errors import InputError, NotFoundError, ShardError, about
-from patchmint.shards.endings import tokenizer_name
+from patchmint.shards.endings import tokenizer_name, told_tokens
 from patchmint.shards.paths import COLUMNS, MANIFEST_PATH
 from patchmint.storage import Storage, uri_of
 
@@ -125,8 +125,7 @@ def held(layout: Mapping[str, Any]) -> frozenset[str]:
         layout: as it stands in dataset.json.
     """
     found = {"labels": layout["min_coverage"] is not None}
-    tokens = [layout["tokens"], *layout.get("further_tokens", ())] if layout["tokens"] else []
-    names = [tokenizer_name(each["member"]) for each in tokens]
+    names = [tokenizer_name(each["member"]) for each in told_tokens(layout)]
     codes = {f"codes {name}" if name else "codes": True for name in names}
     further = {f"labels on {grid['name']}": True for grid in layout.get("further_grids", ())}
     features = {"features": bool(layout.get("features"))}

@@ -287,6 +287,11 @@ class Dataset:
         return schema_of(self.storage, sidecar) if sidecar else SCHEMA
 
     @cached_property
+    def own(self) -> Dataset:
+        """It as its own shards are: without columns, on all grids, with the codes of all tokenizers."""
+        return replace(self, columns=(), further_grid="", further_codes="")
+
+    @cached_property
     def absent(self) -> dict[str, Any]:
         """What its own sidecars would hold in columns of `stored_schema` that only its columns have."""
         from pyarrow.types import is_list
@@ -295,7 +300,7 @@ class Dataset:
 
         if not self.columns:
             return dict(NOT_EDITED)
-        own = replace(self, columns=()).stored_schema.names
+        own = self.own.stored_schema.names
         further = (field for field in self.stored_schema if field.name not in own)
         return {field.name: [] if is_list(field.type) else 0 for field in further} | dict(NOT_EDITED)
 

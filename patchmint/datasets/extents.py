@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from patchmint.datasets.dataset import Dataset
 from patchmint.errors import ShardError, about
@@ -57,7 +57,7 @@ def stored_endings(dataset: Dataset, endings: Endings) -> list[Endings]:
         endings = [on_grid(ending, dataset.further_grid) if ending in labels else ending for ending in endings]
     own = endings
     replaced = set().union(*(_made(column.dataset) for column in dataset.columns if not column.sparse))
-    if replaced & _made(replace(dataset, columns=(), further_grid="", further_codes="")):
+    if replaced and replaced & _made(dataset.own):
         asked = dataset.joiner.members if endings is None else endings
         own = [ending for ending in asked if ending not in replaced]
     return [own, *[endings] * len(dataset.columns)]

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from patchmint.errors import ShardError
-from patchmint.shards.endings import DOCUMENT, unnumbered
+from patchmint.shards.endings import DOCUMENT, told_tokens, unnumbered
 from patchmint.shards.layout import Layout, joined_notice
 from patchmint.shards.reader import StoredSample
 from patchmint.shards.schema import KeyJson
@@ -114,14 +114,9 @@ class Joiner:
             if not changed["further_grids"]:
                 del changed["further_grids"]
         if "tokens" in change:
-            tokens = {each["member"]: each for own in (told, change) for each in _all_tokens(own)}
+            tokens = {each["member"]: each for own in (told, change) for each in told_tokens(own)}
             first, *others = (tokens[member] for member in self._tokens if member in tokens)
             changed = {**changed, "tokens": first} | ({"further_tokens": others} if others else {})
             if not others:
                 changed.pop("further_tokens", None)
         return changed
-
-
-def _all_tokens(told: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    first = told.get("tokens")
-    return [first, *told.get("further_tokens", ())] if first and first["member"] else []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 _NAME_BYTES = 100
 MAX_KEY_LENGTH = 80
@@ -85,6 +86,12 @@ def codes_member(name: str) -> str:
 def tokenizer_name(member: str) -> str:
     """The tokenizer's name, where it is one of several; else empty."""
     return member.partition(_OF_SEVERAL)[2]
+
+
+def told_tokens(told: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What JSON says of the codes of each tokenizer: KEY.json, a column's, or the manifest's layout."""
+    first = told.get("tokens")
+    return [first, *told.get("further_tokens", ())] if first and first["member"] else []
 
 
 _TAKEN = frozenset({"selector", "coverage", "features", "codes", VQGAN})

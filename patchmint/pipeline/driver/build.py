@@ -40,7 +40,7 @@ from patchmint.pipeline.sources import open_sources
 from patchmint.plugins import is_outside
 from patchmint.samples import count_parts
 from patchmint.shards.commit import sweep
-from patchmint.shards.endings import DOCUMENT, INSTANCES, unnumbered
+from patchmint.shards.endings import DOCUMENT, INSTANCES, told_tokens, unnumbered
 from patchmint.shards.layout import FurtherGridLayout, GridLayout, Layout, TokensLayout
 from patchmint.shards.lease import Lease
 from patchmint.shards.manifest import (
@@ -392,8 +392,7 @@ def _layout(storage: Storage, plan: Plan, record: CommitRecord, base: Manifest |
     sample = next(iter_samples(storage, record.paths[-1]))
     told = json.loads(sample.members[DOCUMENT])  # a column's says what it has only
     labels = plan.config["labels"]
-    documents = [told["tokens"], *told.get("further_tokens", ())] if told.get("tokens", {}).get("member") else []
-    tokens = [_tokens(each, plan) for each in documents]
+    tokens = [_tokens(each, plan) for each in told_tokens(told)]
     (_, grid), *others = stored_grids(plan.config).items()
     layout = Layout(
         grid=GridLayout.of(grid),
