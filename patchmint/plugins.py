@@ -58,15 +58,20 @@ def plugin_names(group: Group) -> list[str]:
     return sorted(_offered(group))
 
 
+def group_of(role: str) -> Group | None:
+    """The group of a role, also of one of several tokenizers ("tokenizer.fine"); None where it has no plug-ins."""
+    return GROUPS.get(role.partition(".")[0])
+
+
 def is_outside(role: str, name: str) -> bool:
     """Whether a model of the config comes from an outside package, rather than from a checkpoint.
 
     No segmenter of ours has a name of its own, so whatever isn't a path, URI or `hub:` name is another's.
     """
-    role = role.partition(".")[0]
-    if role not in GROUPS or re.search(r"[:/\\]", name):
+    group = group_of(role)
+    if group is None or re.search(r"[:/\\]", name):
         return False
-    return role == "segmenter" or name in _offered(GROUPS[role])
+    return group == GROUPS["segmenter"] or name in _offered(group)
 
 
 def find_plugin(group: Group, name: str) -> EntryPoint:
@@ -97,8 +102,9 @@ def package_of(point: EntryPoint) -> tuple[str, str]:
 
 def shown(role: str, name: str) -> str:
     """A model as users read of it: its name, and of an outside model that is installed the package."""
-    if role in GROUPS and name in _offered(GROUPS[role]) and is_outside(role, name):
-        return f"{name} ({package_of(find_plugin(GROUPS[role], name))[0]})"
+    group = group_of(role)
+    if group is not None and name in _offered(group) and is_outside(role, name):
+        return f"{name} ({package_of(find_plugin(group, name))[0]})"
     return name
 
 

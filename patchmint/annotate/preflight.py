@@ -11,7 +11,7 @@ from patchmint.config.grids import resolve_grid
 from patchmint.errors import ConfigError, DemoWarning, InputError, UntrainedWarning, WeightsMissingError, did_you_mean
 from patchmint.features.plan import check_features
 from patchmint.labelers.build import check_segmenter
-from patchmint.plugins import GROUPS, is_outside, plugin_names
+from patchmint.plugins import group_of, is_outside, plugin_names
 from patchmint.tokenizers.build import check_tokens
 from patchmint.weights.registry import CHECKPOINTS, CheckpointKind, total_size
 from patchmint.weights.store import locate
@@ -95,8 +95,7 @@ def _is_missing(role: str, name: str) -> bool:
     if name == UNTRAINED or is_outside(role, name):
         return False
     kinds = {known: checkpoint.kind for known, checkpoint in CHECKPOINTS.items()}
-    kind_of_role = role.partition(".")[0]
-    fitting = [known for known, kind in kinds.items() if kind == _KINDS.get(kind_of_role)]
+    fitting = [known for known, kind in kinds.items() if kind == _KINDS.get(role.partition(".")[0])]
     if name in kinds and name not in fitting:
         raise ConfigError(
             f"models.{role}: {name} is of the kind {kinds[name]}; choose one of {', '.join(fitting)}, or give a path"
@@ -107,8 +106,9 @@ def _is_missing(role: str, name: str) -> bool:
         if name in kinds and not CHECKPOINTS[name].bundled:
             return True
         hint = ""
-        if kind_of_role in GROUPS and name not in kinds:
-            offered = plugin_names(GROUPS[kind_of_role])
+        group = group_of(role)
+        if group is not None and name not in kinds:
+            offered = plugin_names(group)
             hint = f"; plug-ins: {', '.join(offered) or 'none'}{did_you_mean(name, offered)}"
         raise WeightsMissingError(f"models.{role}: {error}{hint}") from error
     return False

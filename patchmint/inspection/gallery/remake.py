@@ -20,7 +20,7 @@ from patchmint.images.reading import upright_mask
 from patchmint.inspection.gallery.thumbnails import framed, masks_png, small
 from patchmint.inspection.show.labels import phrase_colours, phrases_of_text
 from patchmint.interfaces import Masker, Tokenizer, Tokens
-from patchmint.plugins import GROUPS, is_outside, plugin_names
+from patchmint.plugins import group_of, is_outside, plugin_names
 from patchmint.shards.codec import Array
 from patchmint.shards.endings import tokenizer_name
 from patchmint.shards.manifest import Manifest, codes_made_by, made_by
@@ -316,6 +316,7 @@ def _way_out(role: str, name: str) -> str:
         return f"the file of {name!r} that comes with patchmint is missing or damaged; install patchmint again"
     if name in CHECKPOINTS:
         return f"its weights aren't on this machine: run `patchmint models pull {name}`, then make the gallery again"
-    offered = ", ".join(plugin_names(GROUPS[role.partition(".")[0]]))
+    group = group_of(role)
+    offered = ", ".join(plugin_names(group)) if group is not None else ""
     plugins = f" (installed {role} plug-ins: {offered})" if offered else ""
     return f"{name.rpartition('/')[2]!r} is neither a file on this machine nor a known name{plugins}"

@@ -15,7 +15,7 @@ from patchmint.config.annotator import role_of
 from patchmint.datasets.extension import extended_manifest
 from patchmint.errors import BuildError, WeightsMissingError
 from patchmint.json_values import canonical_json
-from patchmint.plugins import GROUPS, find_plugin, is_outside, package_of
+from patchmint.plugins import find_plugin, group_of, is_outside, package_of
 from patchmint.shards.plan import ModelRecord, Plan
 from patchmint.version import __version__
 from patchmint.weights.checksums import recorded_sha256, sha256_of
@@ -139,7 +139,9 @@ def _record(role: str, name: str, checkpoint: str | None) -> ModelRecord:
 
 
 def _plugin_record(role: str, name: str, checkpoint: str | None) -> ModelRecord:
-    package, licence = package_of(find_plugin(GROUPS[role.partition(".")[0]], name))
+    group = group_of(role)
+    assert group is not None
+    package, licence = package_of(find_plugin(group, name))
     record = ModelRecord(role, name, distribution=package, licence=licence)
     if checkpoint is None:
         return record
