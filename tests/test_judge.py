@@ -22,7 +22,7 @@ from patchmint.jobs.truths import open_truth
 from patchmint.judging.calibrate import Calibration, fit
 from patchmint.judging.judge import Found, Judge, judge
 from patchmint.judging.metrics import THRESHOLDS, AveragePrecision, auroc, calibration_error, overlaps, reliability
-from patchmint.judging.plant import KINDS, plant
+from patchmint.judging.plant import KINDS, found_of, plant
 from patchmint.judging.truth import DatasetTruth, ImageName, TruePhrase, TrueText, TrueThing
 
 SIZE = (40, 48)
@@ -321,7 +321,7 @@ def test_planted_errors_are_found_by_a_score_that_looks(dataset):
     assert 0 < told["planted"] == sum(count for count, _ in told["by_kind"].values()) < 6
 
     def knowing(image, text, found):
-        return float(found == tuple(each for each in image.phrases if each.text_index == text))
+        return float(found == found_of(image)[text])
 
     tries = [plant(opened, 1.0, knowing, seed=seed) for seed in range(8)]
     counts = {kind: sum(each.by_kind[kind][0] for each in tries) for kind in KINDS}

@@ -108,6 +108,15 @@ COMMANDS = {
             "patchmint judge out/other --against other.json --calibration calibration.json",
         ),
     ),
+    "trust": LazyCommand(
+        "patchmint.jobs.trust:trust_command",
+        "Say of each text's labels how far they can be relied on, 0..1, without any truth, as a column.",
+        (
+            "patchmint trust out/stage1",
+            "patchmint trust out/stage1 --full --device cuda",
+            "patchmint inspect find out/stage1 --where 'trust < 0.5' --sort trust",
+        ),
+    ),
     "push": LazyCommand(
         "patchmint.cli.push:push_command",
         "Bring a finished data set to the Hugging Face Hub, with a card. The same command resumes.",

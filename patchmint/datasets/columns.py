@@ -128,7 +128,7 @@ def held(layout: Mapping[str, Any]) -> frozenset[str]:
     names = [tokenizer_name(each["member"]) for each in told_tokens(layout)]
     codes = {f"codes {name}" if name else "codes": True for name in names}
     further = {f"labels on {grid['name']}": True for grid in layout.get("further_grids", ())}
-    features = {"features": bool(layout.get("features"))}
+    features = {"features": bool(layout.get("features")), "trust": bool(layout.get("trust"))}
     return frozenset(name for name, made in (found | codes | further | features).items() if made)
 
 
