@@ -26,10 +26,13 @@ from scipy.ndimage import maximum_filter, uniform_filter
 from patchmint.datasets.dataset import Dataset, spread
 from patchmint.datasets.reader import iter_stored
 from patchmint.errors import InputError
-from patchmint.geometry import Placement, RleMasks, coverage_share
+from patchmint.geometry import Placement, RleMasks, coverage_share, coverage_to_uint8
 from patchmint.geometry.rle import area, fill_boxes
-from patchmint.judging.metrics import Flags, Floats, overlaps
-from patchmint.judging.plant import Label, Planter, found_of
+from patchmint.judging.judge import true_patches
+from patchmint.judging.metrics import Flags, Floats, f1_and_iou, overlaps
+from patchmint.judging.plant import Label, Planter, area_of, found_of
+from patchmint.judging.truth import ImageName, Truth
+from patchmint.labelers.patches import select_patches
 from patchmint.shards.endings import DOCUMENT, IMAGE, INSTANCES
 from patchmint.shards.layout import TokensLayout
 from patchmint.shards.reader import StoredImage, StoredSample
@@ -423,6 +426,7 @@ class Trust:
         self._dataset, self._passes, self._tokens = dataset, passes, layout.tokens
         codes = [f"{layout.tokens.member}.npy"] if layout.tokens is not None else []
         self._endings = [DOCUMENT, INSTANCES, *codes]
+        self._min_coverage = layout.min_coverage
         self._likeness = Likeness()
         self._heard: dict[int, list[Heard]] = {}
 
@@ -491,31 +495,59 @@ class Trust:
                     values = np.concatenate([values, agreement(own, again, size)])
                 yield Known(index, image, text, own, kind, planter is not None, values, silent)
 
-    def learn(self, share: float = 0.2, most: int = LEARNT, seed: int = 0, progress: Progress | None = None) -> None:
+    def learn(
+        self,
+        truth: Truth | None = None,
+        *,
+        share: float = 0.2,
+        most: int = LEARNT,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
         """Learn what known values mean, by errors planted into labels of at most so many samples.
 
         Args:
+            truth: of images, where it is known: trust is then the F1 of patches that is to be expected. None: the
+                chance that no error was planted.
             share: of texts that are taken to have errors.
             most: samples that are learnt from, evenly spread.
             seed: of the errors.
             progress: told after each text.
 
         Raises:
-            InputError: nothing was found in these samples, or no error can be planted.
+            InputError: too little was found in these samples, no error can be planted, or their truth isn't known.
+            ShardError, StorageError: a sample can't be read.
         """
         indices = spread(self._dataset.samples, most)
-        known, wrong = [], []
+        known, wrong, right = list[Floats](), list[bool](), list[float]()
         for each in self.known(indices, (None, Planter(1.0, seed)), keep=True):
-            if each.values is not None and (each.kind >= 0) == each.planted:
+            agreed = float(each.kind < 0) if truth is None else self._agreement(each, truth)
+            if each.values is not None and (each.kind >= 0) == each.planted and agreed is not None:
                 known.append(each.values)
                 wrong.append(each.kind >= 0)
+                right.append(agreed)
             if progress is not None:
                 progress(int(np.searchsorted(indices, each.index)) + 1, len(indices))
         of = np.array(wrong)
         if not len(of) or of.all() or not of.any():
             raise InputError(f"{self._dataset.uri} has too few labels to learn from what can be trusted")
         weights = np.where(of, share / of.sum(), (1 - share) / (~of).sum()) * len(of)
-        self.model = TrustModel.fit(self.names, np.stack(known), (~of).astype(float), weights)
+        self.model = TrustModel.fit(self.names, np.stack(known), np.array(right), weights)
+
+    def _agreement(self, known: Known, truth: Truth) -> float | None:
+        """F1 of the text's patches with the true ones; None where these aren't known."""
+        image = known.image
+        true = truth.of(ImageName.of(image))
+        row = image.texts.index(known.text)
+        text = true.text(row, image.key_json.texts[known.text]) if true is not None else None
+        if text is None or not text.whole:
+            return None
+        placement = self._dataset.placement(image)
+        patches = true_patches(text, image, placement, self._min_coverage)
+        if patches is None:
+            return None
+        area = coverage_to_uint8(coverage_share(area_of(known.found, _size(image)), placement))
+        return f1_and_iou(select_patches(area, self._min_coverage) > 0, patches)[0]
 
     def of(self, known: Known) -> float:
         """The trust of a text's labels; of those where nothing was found how many passes agree, or 0.5 without any."""
