@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -16,9 +17,10 @@ from patchmint.errors import InputError
 from patchmint.jobs.columns import ColumnsOption
 from patchmint.jobs.extend import settings_of
 from patchmint.jobs.progress import say
-from patchmint.judging.trust import Asks, Trust
+from patchmint.judging.calibrate import Calibration
+from patchmint.judging.trust import Asks, Trust, TrustModel
 from patchmint.shards.endings import DOCUMENT
-from patchmint.shards.manifest import Manifest, image_limit
+from patchmint.shards.manifest import image_limit
 from patchmint.shards.paths import COLUMNS, MANIFEST_PATH, PLAN_PATH
 from patchmint.shards.plan import Unit, load_plan, write_index
 from patchmint.shards.reader import StoredImage, StoredSample
@@ -39,27 +41,44 @@ def trust_command(
     ] = False,
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="Of the column.")] = NAME,
     columns: ColumnsOption = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            metavar="FILE.json",
+            help="Take what `patchmint calibrate --trust` learnt, in the place of planted errors.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="Where --full runs: auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Say of each text's labels how far they can be relied on, 0..1, without any truth.
 
     It is the chance that no error of `patchmint judge --plant` is in them, as learnt from such errors in a copy of the
-    data set's own labels. DATASET/columns/NAME holds it, and nothing else; delete that folder to remove it. Use it with
-    `find --where "trust < 0.5"` and StageDataset(min_trust=...). The same command resumes.
+    data set's own labels; with --calibration the F1 that is to be expected of the patches. DATASET/columns/NAME holds
+    it, and nothing else; delete that folder to remove it. Use it with `find --where "trust < 0.5"` and
+    StageDataset(min_trust=...). The same command resumes.
     """
     opened = open_dataset(dataset, columns=columns)
     opened = replace(opened, columns=tuple(column for column in opened.columns if column.name != name))
-    write_trust(opened, name, full=full, device=device)
+    model = None
+    if calibration is not None:
+        model = Calibration.read(calibration).trust
+        if model is None:
+            raise InputError(f"{calibration} says nothing of trust; make it with `patchmint calibrate --trust`")
+    write_trust(opened, name, full=full, model=model, device=device)
     say(f"column {name} of {dataset}")
 
 
-def write_trust(dataset: Dataset, name: str = NAME, *, full: bool = False, device: str = "auto") -> None:
+def write_trust(
+    dataset: Dataset, name: str = NAME, *, full: bool = False, model: TrustModel | None = None, device: str = "auto"
+) -> None:
     """Compute the trust of all labels, and write it as a column.
 
     Args:
         dataset: finished, with labels, read with the columns whose labels are meant.
         name: of the column.
         full: whether the detector is asked again, which loads torch.
+        model: what known values mean; None: it is learnt from planted errors.
         device: where that is.
 
     Raises:
@@ -70,10 +89,11 @@ def write_trust(dataset: Dataset, name: str = NAME, *, full: bool = False, devic
     manifest = dataset.manifest
     if manifest is None or not dataset.finished:
         raise InputError(f"{dataset.uri} isn't a finished data set; finish its build first")
-    trust = Trust(dataset, _passes(dataset, manifest, device) if full else None)
+    trust = Trust(dataset, passes_of(dataset, device) if full else None, model)
     say(f"looking through {dataset.samples:,} samples")
     trust.count()
-    trust.learn()
+    if model is None:
+        trust.learn()
     assert trust.model is not None
     config = {
         "trust": "full" if full else "cheap",
@@ -119,12 +139,14 @@ def _row(image: StoredImage, trust: list[float], index: int) -> Row:
     return StoredSample(told.key, 0, 0, {DOCUMENT: told.to_bytes()}), index, {}
 
 
-def _passes(dataset: Dataset, manifest: Manifest, device: str) -> Asks:
-    """The detector that made the labels."""
+def passes_of(dataset: Dataset, device: str = "auto") -> Asks:
+    """Asks the detector that made the labels; raises as `write_trust`."""
     from patchmint.compute.devices import pick_device  # with torch
     from patchmint.compute.threads import limit_threads
     from patchmint.judging.again import Passes
 
+    manifest = dataset.manifest
+    assert manifest is not None
     limit_threads()
     told = settings_of(manifest, dataset.uri, uri_of(dataset.storage, COLUMNS), {"labels"})
     config = BuildConfig.load(told, {})

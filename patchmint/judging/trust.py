@@ -313,6 +313,7 @@ class TrustModel(BaseModel):
         means, scales: of each over the texts that were learnt from; what isn't known counts as the mean.
         weights: of each, standardised; the last is that of 1.
         texts: that were learnt from.
+        silent: trust of a text for which nothing was found, where no passes tell.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -322,6 +323,7 @@ class TrustModel(BaseModel):
     scales: tuple[float, ...]
     weights: tuple[float, ...]
     texts: int = 0
+    silent: float = 0.5
 
     @classmethod
     def fit(
@@ -385,7 +387,7 @@ class Known:
         kind: what was planted, a number of `KINDS`; -1: nothing.
         planted: whether an error was to be planted.
         values: by the names of `Trust.names`; None where nothing was found.
-        silent: where nothing was found, the share of the passes that found nothing either.
+        silent: where nothing was found, the share of the passes that found nothing either; None without passes.
     """
 
     index: int
@@ -395,7 +397,7 @@ class Known:
     kind: int
     planted: bool
     values: Floats | None
-    silent: float
+    silent: float | None
 
 
 class Asks(Protocol):
@@ -485,7 +487,7 @@ class Trust:
         size, look = _size(image), Look.of(image, self._tokens)
         for text in image.texts:
             again = heard.get(text)
-            silent = 0.5 if again is None else float(np.mean([not each for each in again]))
+            silent = None if again is None else float(np.mean([not each for each in again]))
             for planter in planters:
                 own, kind = found[text], -1
                 if planter is not None and own:
@@ -519,20 +521,23 @@ class Trust:
             ShardError, StorageError: a sample can't be read.
         """
         indices = spread(self._dataset.samples, most)
-        known, wrong, right = list[Floats](), list[bool](), list[float]()
+        known, wrong, right, silent = list[Floats](), list[bool](), list[float](), list[float]()
         for each in self.known(indices, (None, Planter(1.0, seed)), keep=True):
             agreed = float(each.kind < 0) if truth is None else self._agreement(each, truth)
             if each.values is not None and (each.kind >= 0) == each.planted and agreed is not None:
                 known.append(each.values)
                 wrong.append(each.kind >= 0)
                 right.append(agreed)
+            elif each.values is None and truth is not None and agreed is not None:
+                silent.append(agreed)
             if progress is not None:
                 progress(int(np.searchsorted(indices, each.index)) + 1, len(indices))
         of = np.array(wrong)
         if not len(of) or of.all() or not of.any():
             raise InputError(f"{self._dataset.uri} has too few labels to learn from what can be trusted")
         weights = np.where(of, share / of.sum(), (1 - share) / (~of).sum()) * len(of)
-        self.model = TrustModel.fit(self.names, np.stack(known), np.array(right), weights)
+        model = TrustModel.fit(self.names, np.stack(known), np.array(right), weights)
+        self.model = model.model_copy(update={"silent": float(np.mean(silent))} if silent else {})
 
     def _agreement(self, known: Known, truth: Truth) -> float | None:
         """F1 of the text's patches with the true ones; None where these aren't known."""
@@ -550,6 +555,8 @@ class Trust:
         return f1_and_iou(select_patches(area, self._min_coverage) > 0, patches)[0]
 
     def of(self, known: Known) -> float:
-        """The trust of a text's labels; of those where nothing was found how many passes agree, or 0.5 without any."""
+        """The trust of a text's labels; where nothing was found, the share of the passes that agree."""
         assert self.model is not None
-        return known.silent if known.values is None else float(self.model(known.values[None])[0])
+        if known.values is not None:
+            return float(self.model(known.values[None])[0])
+        return self.model.silent if known.silent is None else known.silent
