@@ -148,7 +148,7 @@ def passes_of(dataset: Dataset, device: str = "auto") -> Asks:
     manifest = dataset.manifest
     assert manifest is not None
     limit_threads()
-    told = settings_of(manifest, dataset.uri, uri_of(dataset.storage, COLUMNS), {"labels"})
+    told = settings_of(manifest, dataset.uri, uri_of(dataset.storage, f"{COLUMNS}/{NAME}"), {"labels"})
     config = BuildConfig.load(told, {})
     if config.labels is None or not (config.models.segmenter or config.labels.needs_detector):
         raise InputError(f"no detector made the labels of {dataset.uri}, so none can be asked again; use --cheap")

@@ -523,7 +523,7 @@ class Trust:
         indices = spread(self._dataset.samples, most)
         known, wrong, right, silent = list[Floats](), list[bool](), list[float](), list[float]()
         for each in self.known(indices, (None, Planter(1.0, seed)), keep=True):
-            agreed = float(each.kind < 0) if truth is None else self._agreement(each, truth)
+            agreed = float(each.kind < 0) if truth is None else self.agreement(each, truth)
             if each.values is not None and (each.kind >= 0) == each.planted and agreed is not None:
                 known.append(each.values)
                 wrong.append(each.kind >= 0)
@@ -539,7 +539,7 @@ class Trust:
         model = TrustModel.fit(self.names, np.stack(known), np.array(right), weights)
         self.model = model.model_copy(update={"silent": float(np.mean(silent))} if silent else {})
 
-    def _agreement(self, known: Known, truth: Truth) -> float | None:
+    def agreement(self, known: Known, truth: Truth) -> float | None:
         """F1 of the text's patches with the true ones; None where these aren't known."""
         image = known.image
         true = truth.of(ImageName.of(image))
