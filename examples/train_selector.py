@@ -21,7 +21,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -122,10 +122,10 @@ def stored_labels(batch: StageBatch) -> Tensor:
     return batch.feature_selector.flatten(1)
 
 
-def train(folder: Path, labels: Labels, steps: int, seed: int = 0) -> Model:
-    """Train a selector on a data set."""
+def train(folder: Path, labels: Labels, steps: int, seed: int = 0, columns: Sequence[str] | None = None) -> Model:
+    """Train a selector on a data set, labels weighted by their trust where it is told (`patchmint trust`)."""
     torch.manual_seed(seed)
-    dataset = StageDataset(folder / "dataset", include=("labels", "codes", "features"), seed=seed)
+    dataset = StageDataset(folder / "dataset", include=("labels", "codes", "features"), seed=seed, columns=columns)
     layout = dataset.layouts[0]
     assert layout.features is not None
     assert layout.tokens is not None
@@ -137,7 +137,7 @@ def train(folder: Path, labels: Labels, steps: int, seed: int = 0) -> Model:
         wanted = labels(batch)
         chosen = torch.multinomial(1 + FAVOUR * wanted.float(), PATCHES)
         optimizer.zero_grad()
-        selector_loss(model(batch, chosen), wanted.gather(1, chosen)).backward()
+        selector_loss(model(batch, chosen), wanted.gather(1, chosen), weight=batch.trust).backward()
         optimizer.step()
         schedule.step()
     return model.eval()

@@ -22,7 +22,7 @@ from patchmint.jobs.truths import open_truth
 from patchmint.judging.calibrate import Calibration, fit
 from patchmint.judging.judge import Found, Judge, judge
 from patchmint.judging.metrics import THRESHOLDS, AveragePrecision, auroc, calibration_error, overlaps, reliability
-from patchmint.judging.plant import KINDS, plant
+from patchmint.judging.plant import KINDS, found_of, plant
 from patchmint.judging.truth import DatasetTruth, ImageName, TruePhrase, TrueText, TrueThing
 
 SIZE = (40, 48)
@@ -316,18 +316,18 @@ def test_annotations_of_sources_are_truths(tmp_path):
 
 def test_planted_errors_are_found_by_a_score_that_looks(dataset):
     opened = open_dataset(dataset)
-    told = json.loads(run(dataset, "--plant", 0.5, "--json", "--seed", 1).stdout)
+    told = json.loads(run(dataset, "--plant", 1, "--json", "--seed", 1).stdout)
     assert (told["texts"], told["auroc"]) == (6, 0.5)  # all scores are the same
     assert 0 < told["planted"] == sum(count for count, _ in told["by_kind"].values()) < 6
 
     def knowing(image, text, found):
-        return float(found == tuple(each for each in image.phrases if each.text_index == text))
+        return float(found == found_of(image)[text])
 
     tries = [plant(opened, 1.0, knowing, seed=seed) for seed in range(8)]
     counts = {kind: sum(each.by_kind[kind][0] for each in tries) for kind in KINDS}
-    # Each text has one box, and all have the same one: these two can't be planted.
-    assert [kind for kind, count in counts.items() if not count] == ["another text's", "dropped"]
-    assert plant(opened, 0.5, knowing, seed=1).auroc == 1
+    # Each text has one box, and all have the same one: these can't be planted.
+    assert [kind for kind, count in counts.items() if not count] == ["another text's", "dropped", "absent added"]
+    assert plant(opened, 1.0, knowing, seed=1).auroc == 1
     assert plant(opened, 0.0).auroc is None
     with pytest.raises(InputError, match="has a score"):
         plant(opened, 0.5, lambda *_: float("nan"))

@@ -106,6 +106,17 @@ COMMANDS = {
         (
             "patchmint calibrate out/demo/dataset calibration.json --against out/demo/scenes/truth.json",
             "patchmint judge out/other --against other.json --calibration calibration.json",
+            "patchmint calibrate out/demo/dataset calibration.json --against out/demo/scenes/truth.json --trust full",
+        ),
+    ),
+    "trust": LazyCommand(
+        "patchmint.jobs.trust:trust_command",
+        "Say of each text's labels how far they can be relied on, 0..1, without any truth, as a column.",
+        (
+            "patchmint trust out/stage1",
+            "patchmint trust out/stage1 --full --device cuda",
+            "patchmint trust out/other --full --calibration calibration.json",
+            "patchmint inspect find out/stage1 --where 'trust < 0.5' --sort trust",
         ),
     ),
     "push": LazyCommand(

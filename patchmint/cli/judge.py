@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -115,20 +115,36 @@ def calibrate_command(
     dataset: DatasetArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT.json", help="Where to write what was learnt.")],
     against: AgainstOption = None,
+    trust: Annotated[
+        Literal["off", "cheap", "full"],
+        typer.Option(
+            help="Learn the like for `patchmint trust --calibration`, too; full: from passes of the detector."
+        ),
+    ] = "off",
+    device: Annotated[str, typer.Option(help="Where --trust full runs: auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Learn from a judged data set how often boxes of a score are right, for `patchmint judge --calibration`.
 
     A box is right if it lies on a thing that its words name, at IoU 0.50. The error after calibration is measured on
-    images that weren't learnt from.
+    images that weren't learnt from. With --trust also: how right patches are, by what is known of labels without truth.
     """
     from patchmint.datasets.dataset import open_dataset
+    from patchmint.jobs.trust import passes_of
     from patchmint.jobs.truths import open_truth
     from patchmint.judging.calibrate import calibrate
+    from patchmint.judging.trust import Trust
 
     check_output(out, ".json")
+    opened = open_dataset(dataset)
     with progress_bar("calibrate") as progress:
-        learnt = calibrate(open_dataset(dataset), open_truth(against), progress)
+        learnt = calibrate(opened, open_truth(against), progress)
+    if trust != "off":
+        trusting = Trust(opened, passes_of(opened, device) if trust == "full" else None)
+        with progress_bar("trust") as progress:
+            trusting.count()
+            trusting.learn(open_truth(against), progress=progress)
+        learnt = learnt.model_copy(update={"trust": trusting.model})
     write_output(out, f"{learnt.model_dump_json()}\n".encode())
     if as_json:
         print_json(learnt.model_dump())

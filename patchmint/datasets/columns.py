@@ -118,6 +118,32 @@ def without_wrong(dataset: Dataset) -> Dataset:
     return replace(dataset, shards=tuple(shards), without_wrong=True)
 
 
+def with_trust(dataset: Dataset, least: float) -> Dataset:
+    """A data set without the samples none of whose texts has labels of so much trust (`rows.trusted`).
+
+    Args:
+        dataset: with trust.
+        least: 0..1.
+
+    Raises:
+        InputError: it has no trust.
+        ShardError: a sidecar is damaged.
+        StorageError: one can't be read.
+    """
+    from patchmint.datasets.rows import iter_tables, trusted, trusted_columns
+
+    if not dataset.has_trust:
+        raise InputError(f"{dataset.uri} has no trust; `patchmint trust {dataset.uri}` computes it")
+    tables = iter_tables(dataset, trusted_columns(dataset))
+    kept = {shard.unit: sum(trusted(table, least)) for shard, table in tables}
+    shards = (
+        replace(shard, samples=count, lacking=shard.lacking + shard.samples - count)
+        for shard in dataset.shards
+        for count in [kept.get(shard.unit, 0)]
+    )
+    return replace(dataset, shards=tuple(shards), min_trust=least)
+
+
 def held(layout: Mapping[str, Any]) -> frozenset[str]:
     """What samples of a layout hold beside images and texts, as messages call it.
 
@@ -128,7 +154,7 @@ def held(layout: Mapping[str, Any]) -> frozenset[str]:
     names = [tokenizer_name(each["member"]) for each in told_tokens(layout)]
     codes = {f"codes {name}" if name else "codes": True for name in names}
     further = {f"labels on {grid['name']}": True for grid in layout.get("further_grids", ())}
-    features = {"features": bool(layout.get("features"))}
+    features = {"features": bool(layout.get("features")), "trust": bool(layout.get("trust"))}
     return frozenset(name for name, made in (found | codes | further | features).items() if made)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import hashlib
-import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 from pydantic import TypeAdapter
 
+from patchmint.datasets.column_writer import plan_column, write_column
 from patchmint.datasets.columns import CORRECTIONS
 from patchmint.datasets.dataset import Dataset
 from patchmint.datasets.edits import Edit, edited
@@ -25,18 +25,12 @@ from patchmint.errors import InputError
 from patchmint.json_values import canonical_json
 from patchmint.labelers.patches import label_texts
 from patchmint.shards.codec import encode_array
-from patchmint.shards.commit import Attempt, committed_units, read_records, sweep
 from patchmint.shards.endings import COVERAGE, DOCUMENT, INSTANCES, SELECTOR, on_grid
-from patchmint.shards.layout import Layout
-from patchmint.shards.manifest import ColumnEntry, Manifest, Totals, describe_members, write_manifest
 from patchmint.shards.paths import COLUMNS, MANIFEST_PATH, PLAN_PATH
 from patchmint.shards.plan import Plan, Unit, load_plan, write_index
 from patchmint.shards.reader import StoredSample
-from patchmint.shards.records import ImageCounts
 from patchmint.shards.sample import instances_of
 from patchmint.shards.schema import FoundDocument, InstancesDocument, PhraseDocument
-from patchmint.shards.shard_list import write_shard_list
-from patchmint.shards.writer import ShardWriter
 from patchmint.storage import Storage, open_storage, uri_of
 
 MOST_TOLD: Final = 20
@@ -274,45 +268,26 @@ def write_corrections(dataset: Dataset, changed: Sequence[Corrected]) -> str:
     """
     base = dataset.manifest
     assert base is not None
-    layout = base.layout.model_copy(update={"column": True, "tokens": None, "features": None, "edits": True})
+    update = {"column": True, "tokens": None, "features": None, "edits": True, "trust": False}
+    layout = base.layout.model_copy(update=update)
     units = [(shard, list(own)) for shard, own in groupby(changed, lambda each: dataset.place(each.index)[0])]
     told = [[each.sample.key, each.row] for each in changed]
     config = {
         "corrections": hashlib.sha256(canonical_json(told).encode()).hexdigest(),
         "columns": [column.name for column in dataset.columns],
     }
-    plan = Plan(
-        generation=0,
-        units=[
-            Unit(shard.unit, len(own), own[0].index, "", 0, sum(map(_images, own)) if layout.documents else 0)
+    images = {shard.unit: sum(len(each.sample.images) for each in own) for shard, own in units}
+    plan = plan_column(
+        dataset,
+        [
+            Unit(shard.unit, len(own), own[0].index, "", 0, images[shard.unit] * layout.documents)
             for shard, own in units
         ],
-        config=config,
-        config_digest=hashlib.sha256(canonical_json(config).encode()).hexdigest(),
-        models={},
-        versions=base.versions,
+        config,
     )
     name, storage = _claimed(dataset, plan)
-    run, done = f"{datetime.now(UTC):%Y%m%dt%H%M%S}-{secrets.token_hex(4)}", committed_units(storage)
-    for shard, own in units:
-        if shard.unit not in done:
-            _write_unit(Attempt(storage, shard.unit, run), layout, own, plan.digest)
-    records = read_records(storage, [unit.id for unit in plan.units])
-    sweep(storage, None)
-    manifest = Manifest(
-        notice=base.notice,
-        config=config,
-        config_digest=plan.config_digest,
-        plan_digest=plan.digest,
-        models={},
-        versions=base.versions,
-        layout=layout,
-        members=describe_members(layout),
-        totals=Totals.of(records, plan.total, {}, images=plan.images),
-        column=ColumnEntry(base=base.plan_digest, units=base.totals.units, sparse=True),
-    )
-    write_shard_list(storage, 1, [record.listed() for record in records])
-    write_manifest(storage, manifest)
+    rows = {shard.unit: [(each.sample, each.index, each.row) for each in own] for shard, own in units}
+    write_column(dataset, storage, plan, layout, rows.__getitem__, sparse=True)
     return name
 
 
@@ -334,22 +309,3 @@ def _claimed(dataset: Dataset, plan: Plan) -> tuple[str, Storage]:
         elif (there := load_plan(storage)) is not None and there.digest == plan.digest:
             return name, storage
     raise AssertionError
-
-
-def _images(made: Corrected) -> int:
-    return len(made.sample.images)
-
-
-def _write_unit(attempt: Attempt, layout: Layout, changed: Sequence[Corrected], plan_digest: str) -> None:
-    _, table, tar = attempt.paths
-    with (
-        attempt.new_file(tar) as shard,
-        attempt.new_file(table) as sidecar,
-        ShardWriter(shard, sidecar, layout) as writer,
-    ):
-        for each in changed:
-            writer.add_stored(each.sample, each.index, each.row)
-    written = len(changed)
-    images = list(map(_images, changed))
-    counts = ImageCounts(planned=sum(images), written=sum(images), most=max(images)) if layout.documents else None
-    attempt.commit(written, written, {}, plan_digest, texts=writer.texts, label_share=writer.label_share, images=counts)

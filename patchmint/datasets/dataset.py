@@ -92,6 +92,7 @@ class Dataset:
         columns: that are read with it, in the order in which one is put over the other. Its samples are those that all
             columns but the sparse ones have.
         without_wrong: samples that somebody marked as wrong aren't among its samples (`columns.without_wrong`).
+        min_trust: samples whose texts all have labels of less trust aren't either (`columns.with_trust`).
     """
 
     uri: str
@@ -108,6 +109,7 @@ class Dataset:
     further_codes: str = ""
     columns: tuple[Column, ...] = ()
     without_wrong: bool = False
+    min_trust: float = 0.0
 
     @cached_property
     def manifest(self) -> Manifest | None:
@@ -308,6 +310,11 @@ class Dataset:
     def has_edits(self) -> bool:
         """Whether it is read with corrections: there are the columns wrong, corrected and edits. Raises as `schema`."""
         return "edits" in self.schema.names
+
+    @property
+    def has_trust(self) -> bool:
+        """Whether it says how far its labels can be relied on: there are the columns trust and trusts."""
+        return "trusts" in self.schema.names
 
     @property
     def has_documents(self) -> bool:

@@ -49,7 +49,9 @@ def read_table(dataset: Dataset, shard: Shard, columns: Sequence[str] | None = N
         return dataset.scanned.select(names)
     of_grid = [name for name in names if name in _OF_GRID] if dataset.further_grid else []
     extra = ["key", "offset", "size"] if of_grid else ["key"] if dataset.columns else []
-    asked = list(dict.fromkeys((*names, *extra, *(["wrong"] if dataset.without_wrong else []))))
+    extra += ["wrong"] if dataset.without_wrong else []
+    extra += trusted_columns(dataset) if dataset.min_trust else []
+    asked = list(dict.fromkeys((*names, *extra)))
     suffix = f"_{dataset.further_codes}" if dataset.further_codes else ""
     stored = [name + suffix if name in OF_CODES else name for name in asked]
     table = read_sidecar(dataset.storage, shard.sidecar, dataset.stored_schema, stored, dataset.absent)
@@ -83,7 +85,34 @@ def _with_columns(dataset: Dataset, shard: Shard, table: pa.Table) -> pa.Table:
             kept.append(there)
     if dataset.without_wrong:
         kept.append(pc.invert(table["wrong"]))
+    if dataset.min_trust:
+        kept.append(pa.chunked_array([pa.array(trusted(table, dataset.min_trust), pa.bool_())]))
     return table.filter(reduce(pc.and_, kept)) if shard.lacking and kept else table
+
+
+def trusted_columns(dataset: Dataset) -> list[str]:
+    """Columns that `trusted` needs."""
+    return ["trusts", *(["share_texts"] if dataset.has_documents else [])]
+
+
+def trusted(table: pa.Table, least: float) -> list[bool]:
+    """Whether each row's sample has a text whose labels, on all images, have so much trust."""
+    columns = [table[name].to_pylist() for name in ("trusts", "share_texts") if name in table.column_names]
+    limit = float(np.float32(least))
+    return [max(text_trusts(*row).values(), default=1.0) >= limit for row in zip(*columns, strict=True)]
+
+
+def text_trusts(trusts: Sequence[float], texts: Sequence[int] | None = None) -> dict[int, float]:
+    """The trust of each text, that on its worst image.
+
+    Args:
+        trusts: as KEY.json and sidecars have them.
+        texts: of a document the number of the text of each.
+    """
+    least: dict[int, float] = {}
+    for text, trust in zip(range(len(trusts)) if texts is None else texts, trusts, strict=True):
+        least[text] = min(trust, least.get(text, 1.0))
+    return least
 
 
 def _names_in(column: Column, dataset: Dataset) -> dict[str, str]:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from patchmint.datasets.dataset import Dataset
 from patchmint.errors import InputError
 from patchmint.judging.judge import Judge, judge_images
 from patchmint.judging.metrics import Flags, Floats, calibration_error, reliability
+from patchmint.judging.trust import TrustModel
 from patchmint.judging.truth import Truth
 from patchmint.types import Progress
 
@@ -26,6 +27,7 @@ class Calibration(BaseModel):
         boxes: that it was learnt from.
         ece_before, ece_after: expected calibration error of scores as they are; and calibrated, where each half of the
             images is measured with what the other one taught.
+        trust: what `patchmint trust` may take to be known of labels; None where it wasn't learnt.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -35,6 +37,7 @@ class Calibration(BaseModel):
     boxes: int = 0
     ece_before: float = 0.0
     ece_after: float = 0.0
+    trust: TrustModel | None = Field(default=None, exclude_if=lambda trust: trust is None)
 
     def __call__(self, scores: Sequence[float] | Floats) -> Floats:
         """Shares of scores: float64 (N,)."""

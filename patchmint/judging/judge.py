@@ -78,6 +78,22 @@ def touched_patches(mask: Rle, placement: Placement, min_coverage: float = 0.0) 
     return select_patches(coverage_to_uint8(coverage), min_coverage) > 0
 
 
+def true_patches(text: TrueText, image: StoredImage, placement: Placement, min_coverage: float) -> Flags | None:
+    """The patches that a text is about, bool `placement.shape`; None where they aren't known.
+
+    Raises:
+        InputError: the truth has masks of another size than the image.
+    """
+    if text.mask is not None:
+        if tuple(text.mask["size"]) != placement.image_size:
+            raise InputError(f"the truth of {image.name} has masks of another size than the image")
+        return touched_patches(text.mask, placement, min_coverage)
+    if text.selector is not None:
+        array, grid = text.selector
+        return array > 0 if grid == image.grid else None
+    return None if text.things else np.zeros(placement.shape, np.bool_)
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """Something that was found for a text.
@@ -185,8 +201,8 @@ class Judge:
                 continue
             patches = None
             if selector is not None and placement is not None and text.whole:
-                true_patches = self._patches(text, image, placement)
-                patches = (selector[row] > 0, true_patches) if true_patches is not None else None
+                meant = true_patches(text, image, placement, self.min_coverage)
+                patches = (selector[row] > 0, meant) if meant is not None else None
             place = (index, image.number, row, image.key)
             self.add_text(text, found[number], size, patches, texts=len(image.texts), known=known, place=place)
         self.end_image()
@@ -202,17 +218,6 @@ class Judge:
             place = (index, image.name.number, row, image.name.key)
             self.add_text(text, found, image.name.size, texts=len(image.texts), known=(), place=place)
         self.end_image()
-
-    def _patches(self, text: TrueText, image: StoredImage, placement: Placement) -> Flags | None:
-        """The true patches; None where they aren't known."""
-        if text.mask is not None:
-            if tuple(text.mask["size"]) != placement.image_size:
-                raise InputError(f"the truth of {image.name} has masks of another size than the image")
-            return touched_patches(text.mask, placement, self.min_coverage)
-        if text.selector is not None:
-            array, grid = text.selector
-            return array > 0 if grid == image.grid else None
-        return None if text.things else np.zeros(placement.shape, np.bool_)
 
     def add_text(
         self,

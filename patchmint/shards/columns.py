@@ -31,6 +31,7 @@ def column_json(told: KeyJson, layout: Layout) -> bytes:
     """
     labels, features = layout.min_coverage is not None, layout.features is not None
     fields = {"phrases_json": labels, "tokens": layout.tokens is not None, "features_json": features}
+    fields |= {"trust": layout.trust}
     of_image = {"grid": labels or features, "further_grids": bool(layout.further_grids)}
     whole = told.model_dump()
     changes: dict[str, Any] = {"schema": SCHEMA} | ({"notice": layout.notice} if layout.notice else {})

@@ -241,6 +241,11 @@ class Layout(_Layout):
         exclude_if=lambda edits: not edits,
         description="True: sidecars tell what somebody corrected by hand; absent: nobody did.",
     )
+    trust: bool = Field(
+        default=False,
+        exclude_if=lambda trust: not trust,
+        description="True: KEY.json and sidecars tell how far labels can be relied on; absent: nobody asked.",
+    )
 
     @property
     def threshold(self) -> int | None:
@@ -288,6 +293,7 @@ class Layout(_Layout):
         tokens = {tokenizer_name(each.member): each for own in (self, column) for each in own.all_tokens}
         update |= {"tokens": next(iter(tokens.values()), None), "further_tokens": tuple(tokens.values())[1:]}
         update |= {"features": column.features} if features else {}
+        update |= {"trust": True} if column.trust else {}
         if labels or features:
             kept = (self.features is not None and not features) or (self.min_coverage is not None and not labels)
             if kept and column.grid != self.grid:

@@ -158,6 +158,8 @@ class Manifest(_Part):
     def with_column(self, column: Manifest, *, sparse: bool) -> Manifest:
         """That of its samples with those of a column; of a sparse one only the notice and `edits` are others.
 
+        What no section of the settings made (corrections, trust) leaves settings and models as they are.
+
         Raises:
             InputError: labels would lie on one grid, and features, or some samples' labels, on another.
         """
@@ -170,7 +172,7 @@ class Manifest(_Part):
                 )
             layout = self.layout.model_copy(update={"notice": layout.notice, "edits": True})
         update: dict[str, Any] = {"layout": layout, "notice": layout.notice, "members": describe_members(layout)}
-        if not sparse:
+        if any(isinstance(column.config.get(section), Mapping) for section in SECTIONS):
             update |= {
                 "config": column.config | {"extended": self.config},
                 "models": self.models | {role: model for role, model in column.models.items() if role != "extended"},

@@ -35,6 +35,7 @@ _Items = TypeVar("_Items")
 _Changed = TypeVar("_Changed", bound=BaseModel)
 _BOX_DIGITS = 2
 _SCORE_DIGITS = 4
+_TRUST_DIGITS = 3
 _NO_FEATURES = "{}"
 
 
@@ -443,6 +444,12 @@ class _KeyJson(_Document):
     features_json: Json = Field(
         description="What KEY.features.npy is (the manifest's layout.features), or {}, as JSON."
     )
+    trust: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        default=(),
+        exclude_if=lambda trust: not trust,
+        description="How far labels can be relied on: of a picture an entry a text, of a document one for each image "
+        "and text that labels it, images in order; absent where nobody asked.",
+    )
 
     @cached_property
     def phrases(self) -> tuple[PhraseDocument, ...]:
@@ -460,6 +467,10 @@ class _KeyJson(_Document):
         if not found:
             raise ShardError(f"KEY.json has no codes {name!r}")
         return _changed(self, tokens=found[0], further_tokens=())
+
+    def with_trust(self, trust: Iterable[float]) -> Self:
+        """With other trust, stored to three decimals."""
+        return _changed(self, trust=tuple(round(float(each), _TRUST_DIGITS) for each in trust))
 
     @property
     def annotators(self) -> tuple[AnnotatorDocument, ...]:
@@ -607,7 +618,7 @@ def read_key_json(data: bytes) -> KeyJson:
 _SEQUENCE = re.compile(rb'"sequence"\s*:')
 _FIELDS = (
     *("schema", "key", "id", "notice", "image", "texts", "phrases_json", "annotators_json", "conversation_json"),
-    *("grid", "further_grids", "tokens", "further_tokens", "features_json", "source"),
+    *("grid", "further_grids", "tokens", "further_tokens", "features_json", "trust", "source"),
 )
 _IMAGE_TEXTS = TypeAdapter(tuple[tuple[Annotated[int, Field(ge=0)], ...], ...])
 _PHRASES = TypeAdapter(tuple[PhraseDocument, ...])

@@ -154,6 +154,11 @@ EDITED = pa.schema(
 NOT_EDITED: Mapping[str, object] = MappingProxyType({"wrong": False, "corrected": False, "edits": "[]"})
 """What they hold of a sample that nobody touched."""
 
+TRUST = pa.schema(
+    [pa.field("trust", pa.float32(), nullable=False), pa.field("trusts", _SHARES, nullable=False)],
+)
+"""Further columns where trust was computed (`Layout.trust`): the least of a sample, and all, as label shares."""
+
 SCHEMA_1 = pa.schema([field for field in SCHEMA if field.name not in ADDED])
 
 PLACE = ("key", "ordinal", "offset", "size")
@@ -168,9 +173,11 @@ def schema_for(layout: Layout) -> pa.Schema:
     whole = columns_of(layout.all_tokens, documents=layout.documents)
     if layout.edits:
         whole = pa.schema([*whole, *EDITED], metadata=whole.metadata)
+    if layout.trust:
+        whole = pa.schema([*whole, *TRUST], metadata=whole.metadata)
     if not layout.column:
         return whole
-    names = {*PLACE, "images", *EDITED.names}
+    names = {*PLACE, "images", *EDITED.names, *TRUST.names}
     names |= set(_OF_LABELS) if layout.min_coverage is not None else set()
     names |= {"rows", "cols", "views"} if layout.features is not None else set()
     names |= {name for of_one in code_columns(layout).values() for name in of_one}
@@ -196,7 +203,7 @@ def sidecar_row(
         offset: first byte of its first member's header in the tar.
         size: bytes of all its members, headers and padding included.
     """
-    phrases = told.phrases
+    phrases, trusts = told.phrases, np.array(told.trust, np.float32)
     sample: dict[str, Any] = {
         "key": told.key,
         "id": told.id,
@@ -212,6 +219,8 @@ def sidecar_row(
         "codes": [],
         "code_counts": [],
         "source_name": told.images[0].source.name,
+        "trust": float(np.min(trusts, initial=1)),
+        "trusts": trusts.tolist(),
     }
     for number, tokens in enumerate(told.all_tokens):
         if tokens.member not in codes:  # in a column of labels

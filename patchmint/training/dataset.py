@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from patchmint.datasets.columns import with_columns, without_wrong
+from patchmint.datasets.columns import with_columns, with_trust, without_wrong
 from patchmint.datasets.dataset import Dataset, open_dataset
 from patchmint.datasets.reader import SampleReader, SampleRef
 from patchmint.datasets.rows import with_extents
@@ -79,6 +79,8 @@ class StageDataset(IterableDataset[StageSample]):
         columns: names of the columns that are read with each data set; None: those that add what nothing else has, and
             corrections (`patchmint.datasets.open_dataset`).
         codes: of which of a data set's tokenizers codes are given, by its name; None: the first.
+        min_trust: texts whose labels have less trust (`patchmint trust`) aren't chosen, and samples without another
+            text are left out; None: any will do. What wasn't found for a text at all has little trust, too.
 
     Attributes:
         layouts: of the data sets, in the order given.
@@ -114,7 +116,10 @@ class StageDataset(IterableDataset[StageSample]):
         grid: str | None = None,
         columns: Sequence[str] | None = None,
         codes: str | None = None,
+        min_trust: float | None = None,
     ) -> None:
+        if min_trust is not None and not 0 < min_trust <= 1:
+            raise ConfigError(f"min_trust must be more than 0 and at most 1, not {min_trust}")
         if seed < 0 or min(shuffle_window, group) < 1 or (max_images is not None and max_images < 1):
             raise ConfigError(
                 f"seed ({seed}) mustn't be negative; shuffle_window ({shuffle_window}), group ({group}) and max_images "
@@ -124,7 +129,7 @@ class StageDataset(IterableDataset[StageSample]):
             raise ConfigError(f"text is random or first, not {text!r}; on_error is raise or skip, not {on_error!r}")
         uris, weights = _uris_and_weights(data)
         self._share = share_of(rank, world_size, remainder)
-        self._datasets = [with_extents(open_view(uri, grid, columns, codes)) for uri in uris]
+        self._datasets = [with_extents(open_view(uri, grid, columns, codes, min_trust)) for uri in uris]
         fields = fields_of(stage, include, self._datasets)
         self._maker = SampleMaker(self._datasets, fields, text, seed)
         draws = _draws(self._datasets, weights, samples_per_epoch)
@@ -143,7 +148,7 @@ class StageDataset(IterableDataset[StageSample]):
             "shuffle_window": shuffle_window,
             "text": text,
             "draws": draws,
-            **{name: value for name, value in (("grid", grid), ("codes", codes)) if value is not None},
+            **{name: value for name, value in (("grid", grid), ("codes", codes), ("min_trust", min_trust)) if value},
         }
         self.samples_per_epoch = sum(draws)
         self.samples_of_rank = self._share.length(self.samples_per_epoch // group)
@@ -368,15 +373,28 @@ def open_finished(uri: Uri, columns: Sequence[str] | None = None) -> Dataset:
         raise ConfigError(f"can't train on {uri}: {error}") from error
 
 
-def open_view(uri: Uri, grid: str | None, columns: Sequence[str] | None = None, codes: str | None = None) -> Dataset:
+def open_view(
+    uri: Uri,
+    grid: str | None,
+    columns: Sequence[str] | None = None,
+    codes: str | None = None,
+    min_trust: float | None = None,
+) -> Dataset:
     """As `open_finished`, with labels on one of its grids and the codes of one tokenizer (None: the first).
 
-    Without samples marked wrong. A ConfigError where there is no such grid, or no such codes.
+    Without samples marked wrong, or of too little trust. A ConfigError where there is no such grid, codes or trust.
     """
     whole = open_finished(uri, columns)
     dataset = without_wrong(whole)
     if wrong := whole.samples - dataset.samples:
         _LOG.warning("%d samples of %s are marked wrong and left out", wrong, uri)
+    if min_trust is not None:
+        try:
+            dataset = with_trust(dataset, min_trust)
+        except InputError as error:
+            raise ConfigError(f"can't train on {error}") from error
+        if not dataset.samples:
+            raise ConfigError(f"no sample of {uri} has labels of trust {min_trust}; lower min_trust")
     try:
         return dataset.on_grid(grid).with_codes(codes)
     except InputError as error:

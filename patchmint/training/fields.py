@@ -13,6 +13,7 @@ import torch
 
 from patchmint.datasets.dataset import Dataset
 from patchmint.datasets.reader import SampleRef
+from patchmint.datasets.rows import text_trusts
 from patchmint.errors import ConfigError, ImageError, InputError, ShardError
 from patchmint.geometry import Placement
 from patchmint.geometry.coverage import pool_coverage
@@ -53,6 +54,7 @@ class StageImage:
 
     Attributes:
         labelled: whether the chosen text labels it; if not, selector and coverage are zeros that mean nothing.
+        trust: how far its labels can be relied on, 0..1 (`patchmint trust`); None where the data set doesn't say.
         pixels: uint8 (views, 3, height, width), RGB, 0..255: the image fitted to the data set's patch grid, so that the
             labels lie on it; None where the grid depends on the image.
         image: uint8 (3, height, width), RGB, 0..255: the upright image, which the consumer's own processor fits; only
@@ -74,6 +76,7 @@ class StageImage:
     """
 
     labelled: bool = True
+    trust: float | None = None
     pixels: torch.Tensor | None = None
     image: torch.Tensor | None = None
     selector: torch.Tensor | None = None
@@ -265,12 +268,16 @@ class SampleMaker:
         if isinstance(told, SampleDocument):
             turns = tuple(Turn(turn.role, turn.content) for turn in told.conversation)
         parts = tuple(parts_of(turns)) if isinstance(told, SampleDocument) else told.parts
-        images = tuple(self._image(image, self._datasets[place.dataset], index) for image in stored.images)
-        return StageSample(stored.key, place.dataset, told.texts[index], index, turns, parts, images)
+        dataset, trust = self._datasets[place.dataset], iter(told.trust)
+        images = []
+        for image in stored.images:
+            own = dict(zip(image.texts, trust, strict=False))
+            images.append(self._image(image, dataset, index, own.get(index)))
+        return StageSample(stored.key, place.dataset, told.texts[index], index, turns, parts, tuple(images))
 
-    def _image(self, stored: StoredImage, dataset: Dataset, text: int) -> StageImage:
+    def _image(self, stored: StoredImage, dataset: Dataset, text: int, trust: float | None) -> StageImage:
         fields, layout = self._fields, manifest_of(dataset).layout
-        given: dict[str, Any] = {"labelled": text in stored.texts}
+        given: dict[str, Any] = {"labelled": text in stored.texts, "trust": trust}
         if "pixels" in fields:
             given |= _pixels(stored, dataset)
         if "codes" in fields and (tokens := layout.tokens) is not None:
@@ -293,6 +300,10 @@ class SampleMaker:
         all_texts = range(len(told.texts))
         labelling = all_texts if isinstance(told, SampleDocument) else sorted(set().union(*told.image_texts))
         saying = [index for index in labelling if told.texts[index].strip()] or [0]
+        if least := self._datasets[place.dataset].min_trust:
+            pairs = None if isinstance(told, SampleDocument) else [text for own in told.image_texts for text in own]
+            trust = text_trusts(told.trust, pairs)
+            saying = [index for index in saying if np.float32(trust.get(index, 0)) >= np.float32(least)] or saying
         if len(saying) == 1 or self._text == "first":
             return saying[0]
         key = (self._seed, place.dataset, place.epoch, place.index)

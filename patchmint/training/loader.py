@@ -98,6 +98,8 @@ class StageBatch:
         skipped: messages of samples that were left out of this batch (`on_error="skip"`, `max_images`).
         image_offsets: int64 (B + 1,): number of each sample's first image, and N.
         label_mask: bool (N,): whether the chosen text labels the image; where not, there is nothing to learn of it.
+        trust: float32 (N,), 0..1: how far the labels can be relied on, a weight for the loss; None where no data set
+            says so, 1 for images of those that don't.
         view_mask: bool (N, V), True for real views; None where nothing has views.
         pixels: uint8 (N, V, 3, height, width).
         images: uint8 (3, height, width) each, where the grid depends on the image; else empty.
@@ -128,6 +130,7 @@ class StageBatch:
     skipped: tuple[str, ...] = ()
     images: tuple[torch.Tensor, ...] = ()
     label_mask: torch.Tensor | None = None
+    trust: torch.Tensor | None = None
     view_mask: torch.Tensor | None = None
     pixels: torch.Tensor | None = None
     selector: torch.Tensor | None = None
@@ -202,6 +205,8 @@ def collate(
     if orders:
         tensors["token_order"] = torch.from_numpy(_filled(orders, -1))
         tensors["label_mask"] = torch.tensor([image.labelled for image in images])
+    if any(image.trust is not None for image in images):
+        tensors["trust"] = torch.tensor([1.0 if image.trust is None else image.trust for image in images])
     for name in ("codes", "code_mask"):
         stacked = [value for image in images if (value := getattr(image, name)) is not None]
         if stacked:

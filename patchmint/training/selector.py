@@ -56,21 +56,26 @@ class PatchSelector(nn.Module):
         return scores[..., 0]
 
 
-def selector_loss(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+def selector_loss(logits: Tensor, labels: Tensor, mask: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
     """Binary cross entropy against patch labels, mean over all patches that count.
 
     Args:
         logits: (B, N), of `PatchSelector`.
         labels: (B, N), 1 = the patch shows what the text names.
         mask: bool (B, N), True for patches that count; None: all.
+        weight: (B,), not negative, how much each image's patches count, such as `batch.trust`; None: equally.
 
     Raises:
         InputError: shapes differ, or no patch counts.
     """
     mask = _mask_of(logits, labels, mask)
-    if not mask.any():
-        raise InputError("no patch counts: the mask is False everywhere")
-    return functional.binary_cross_entropy_with_logits(logits[mask], labels[mask].to(logits.dtype))
+    if weight is not None and weight.shape != logits.shape[:1]:
+        raise InputError(f"weight must be ({len(logits)},), a number an image, not {tuple(weight.shape)}")
+    weights = mask.to(logits.dtype) if weight is None else mask * weight.to(logits)[:, None]
+    if not weights.any():
+        raise InputError("no patch counts: the mask is False, or the weight 0, everywhere")
+    losses = functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
+    return (losses[mask] * weights[mask]).sum() / weights[mask].sum()
 
 
 def kept_count(patches: int, keep_ratio: float) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -17,7 +17,7 @@ from patchmint.datasets.rows import rows_at
 from patchmint.inspection.gallery.edits import EditedReader, PendingEdits
 from patchmint.shards.endings import DOCUMENT
 from patchmint.shards.manifest import made_by
-from patchmint.shards.reader import StoredImage
+from patchmint.shards.reader import StoredImage, StoredSample
 from patchmint.shards.schema import PhraseDocument
 from patchmint.types import Box, Integers
 
@@ -34,9 +34,9 @@ _SMALL = 0.01
 def doubts_document(dataset: Dataset, positions: Integers, pending: PendingEdits) -> list[dict[str, Any]]:
     """Instances of the samples at ascending positions, the greatest doubt first; those of wrong samples left out.
 
-    Doubt is the greatest of three numbers, 0..1: how near the score is to the threshold; how small the box is; and the
-    overlap (IoU) with a better box of the same text with other words. The sidecars, which have no boxes, choose the
-    samples that are looked at.
+    Doubt is the greatest of four numbers, 0..1: how near the score is to the threshold; how small the box is; the
+    overlap (IoU) with a better box of the same text with other words; and 1 - trust of the text's labels, where
+    `patchmint trust` has told it. The sidecars, which have no boxes, choose the samples that are looked at.
 
     Raises:
         ConfigError: the manifest's settings aren't patchmint's.
@@ -53,7 +53,7 @@ def doubts_document(dataset: Dataset, positions: Integers, pending: PendingEdits
         if now is not None and now.wrong:
             continue
         for image in (sample if now is None else now.sample).images:
-            for doubt, why, phrase in _of_image(image, threshold):
+            for doubt, why, phrase in _of_image(image, threshold, _trust(sample, image)):
                 if doubt >= LEAST:
                     told = {"doubt": round(doubt, 4), "why": why, "text": phrase.text_index, "box": phrase.box}
                     found.append({"position": place, "image": image.number} | told)
@@ -87,6 +87,7 @@ def _first(dataset: Dataset, positions: Integers, threshold: _Threshold) -> Inte
     columns = ["phrases", "phrase_texts", "scores", "origins", "label_shares"]
     columns += ["phrase_images", "share_images", "share_texts"] if documents else []
     columns += ["wrong"] if dataset.has_edits else []
+    columns += ["trust"] if dataset.has_trust else []
     doubts = []
     for _, row in rows_at(dataset, positions, columns):
         near = map(threshold.nearness, row["scores"], row["phrases"], row["origins"])
@@ -102,12 +103,20 @@ def _first(dataset: Dataset, positions: Integers, threshold: _Threshold) -> Inte
             for share, text in zip(row["label_shares"], texts, strict=True)
             if counts[text]
         )
-        doubts.append(-1.0 if row.get("wrong") else max([0.0, *near, *small]))
+        doubts.append(-1.0 if row.get("wrong") else max([0.0, 1 - row.get("trust", 1.0), *near, *small]))
     order = np.argsort(-np.array(doubts), kind="stable")[:_LOOKED_AT]
     return np.sort(order[np.array(doubts)[order] >= 0])
 
 
-def _of_image(image: StoredImage, threshold: _Threshold) -> Iterator[tuple[float, str, PhraseDocument]]:
+def _trust(sample: StoredSample, image: StoredImage) -> dict[int, float]:
+    """The trust of each text's labels on an image, where it is told."""
+    first = sum(len(each.texts) for each in sample.images[: image.number])
+    return dict(zip(image.texts, sample.key_json.trust[first:], strict=False))
+
+
+def _of_image(
+    image: StoredImage, threshold: _Threshold, trust: Mapping[int, float]
+) -> Iterator[tuple[float, str, PhraseDocument]]:
     """Each instance with its doubt and the reason."""
     area = image.info.width * image.info.height
     for _, of_text in groupby(image.phrases, key=lambda phrase: phrase.text_index):
@@ -118,7 +127,9 @@ def _of_image(image: StoredImage, threshold: _Threshold) -> Iterator[tuple[float
             near = threshold.nearness(phrase.score, phrase.text, phrase.origin)
             small = _smallness(_area(phrase.box) / area)
             overlap, other = max(_overlaps(phrase, phrases), default=(0, ""))
+            own = trust.get(phrase.text_index, 1.0)
             yield max(
+                (1 - own, f"the trust of its text's labels is {own:.2f}", phrase),
                 (near, f"its score of {phrase.score:.2f} is near the threshold", phrase),
                 (small, "it is small", phrase),
                 (overlap, f"it overlaps \u201c{other}\u201d", phrase),

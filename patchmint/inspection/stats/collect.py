@@ -53,6 +53,7 @@ class LabelStats:
         scores: of phrases (stored with four decimals, so exact); None where the model gives none.
         unscored: phrases without a score.
         origins: how many phrases are of each origin (`patchmint.types.Origin`).
+        trust: of labels, how far they can be relied on; None where nobody asked (`patchmint trust`).
     """
 
     labels: int
@@ -63,6 +64,7 @@ class LabelStats:
     scores: Distribution | None
     unscored: int
     origins: dict[str, int]
+    trust: Distribution | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ def collect_stats(dataset: Dataset, samples: int, progress: Progress | None = No
     tokens, grid = _tokens(dataset), None if padding else _padded_grid(dataset)
     sums = _Sums(dataset, tokens, grid)
     kind = _OF_DOCUMENTS if dataset.has_documents else _OF_PICTURES
+    kind = (*kind, "trusts") if dataset.has_trust else kind
     for _, table in iter_tables(dataset, [*_COLUMNS, *kind, *size_columns(dataset)], progress):
         for batch in table.to_batches(max_chunksize=_ROWS):
             sums.add(batch)
@@ -354,7 +357,7 @@ class _Sums:
         }
         self._shares = Counts(_SHARE_STEPS, full=1)
         self._phrases_per_text = Counts()
-        self._scores = Counts(_SHARE_STEPS, full=1)
+        self._scores, self._trust = Counts(_SHARE_STEPS, full=1), Counts(_SHARE_STEPS, full=1)
         self._labels = self._empty = self._phrases = self._unscored = 0
         self._origins: Counter[str] = Counter()
 
@@ -427,6 +430,10 @@ class _Sums:
         self._empty += int((shares == 0).sum())
         self._unscored += int((scores < 0).sum())
         self._scores.add(scores[scores >= 0])
+        if "trusts" in batch.schema.names:
+            trust = _numbers(batch.column("trusts").flatten())
+            self._check(len(trust) == len(shares) and _within(trust, 0, 1))
+            self._trust.add(trust)
 
     def _of_shown(self, padded: Grid, sizes: list[list[Size]], of_image: _Array, shares: _Array) -> _Array:
         """Shares of all cells as shares of those that show any of the image: no other is ever kept."""
@@ -465,6 +472,7 @@ class _Sums:
             scores,
             self._unscored,
             dict(+self._origins),
+            self._trust.distribution(),
         )
 
 
@@ -493,6 +501,8 @@ def named_distributions(stats: Stats) -> list[tuple[str, Distribution]]:
         found += [("label share of a text", stats.labels.shares), ("phrases a text", stats.labels.phrases_per_text)]
         if stats.labels.scores is not None:
             found.append(("score of a phrase", stats.labels.scores))
+        if stats.labels.trust is not None:
+            found.append(("trust of a text", stats.labels.trust))
     sizes = [("image width", stats.width), ("image height", stats.height), ("kB a sample", stats.kilobytes)]
     return [(name, distribution) for name, distribution in (*found, *sizes) if distribution is not None]
 

@@ -67,6 +67,8 @@ def panels(stats: Stats) -> list[Panel]:
         found.append(_histogram("phrases a text", "phrases", "texts", stats.labels.phrases_per_text))
         if stats.labels.scores is not None:
             found.append(_histogram("scores", "score", "phrases", stats.labels.scores))
+        if stats.labels.trust is not None:
+            found.append(_histogram("trust", "trust", "texts", stats.labels.trust))
     for usage in stats.codes:
         name = f" of book {usage.book}" if len(stats.codes) > 1 else ""
         found.append(_usage(f"use of codes{name}", usage.counts))

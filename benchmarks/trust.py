@@ -1,0 +1,226 @@
+"""What trust is worth, on demo scenes that nothing was trained, tuned or calibrated on.
+
+    python benchmarks/trust.py --json                 # 25 minutes on 2 cores
+    python benchmarks/trust.py --selector --json      # also trains nine selectors: 15 minutes more
+
+Two data sets are built, of scenes with other seeds than any other: one to calibrate by, one to judge on. Errors are
+planted into a fifth of the texts of the second one, as corrections, so `patchmint trust` meets them as it would any
+labels. `--keep FOLDER` keeps what was built, and takes what is there.
+
+`auroc_full`, `auroc_cheap`: how well trust, learnt without any truth, tells texts with planted errors from others.
+`f1_all`, `f1_trusted`: F1 of patches without planted errors, of all texts and of the trusted 80 %; `full` trust,
+calibrated on the other scenes. `ece`: of scores calibrated on the other scenes, with `ece_floor`: what it would be if
+they were exactly right, which is sampling noise. `absent`: absent things labelled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from patchmint.config.build import BuildConfig
+from patchmint.datasets.corrections import Corrected, with_instances, write_corrections
+from patchmint.datasets.dataset import Dataset, open_dataset
+from patchmint.datasets.reader import iter_stored
+from patchmint.datasets.rows import iter_tables
+from patchmint.demo.dataset import obtain_scenes
+from patchmint.jobs.build import run_build
+from patchmint.jobs.trust import passes_of, write_trust
+from patchmint.jobs.truths import open_truth
+from patchmint.judging.calibrate import fit
+from patchmint.judging.judge import Judge, judge_images
+from patchmint.judging.metrics import calibration_error, reliability
+from patchmint.judging.plant import Planted, Planter, found_of
+from patchmint.judging.trust import Trust
+from patchmint.judging.truth import ImageName, Truth
+from patchmint.shards.endings import DOCUMENT
+from patchmint.shards.schema import FoundDocument
+
+CALIBRATION_SEED, JUDGED_SEED = 7_200_003, 7_300_003
+SHARE, KEPT, SEEDS = 0.2, 0.8, 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=int, default=400, help="of each of the two data sets")
+    parser.add_argument("--keep", type=Path, help="folder for what is built")
+    parser.add_argument("--selector", action="store_true", help="also train selectors, with three seeds")
+    parser.add_argument("--steps", type=int, default=400, help="of each training")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary)
+        fit_on, judged_on = (
+            build(folder / name, seed, options.scenes)
+            for name, seed in (("calibration", CALIBRATION_SEED), ("judged", JUDGED_SEED))
+        )
+        figures: dict[str, Any] = scores_of(fit_on, judged_on)
+        with timed("trusting labels as they are"):
+            figures |= trusted(fit_on, judged_on)
+        with timed("planting errors, and looking for them"):
+            figures |= found_again(judged_on)
+        if options.selector:
+            figures |= selectors(judged_on, fit_on, options.steps)
+    figures |= {"scenes": options.scenes, "seconds": round(time.monotonic() - started)}
+    if options.json:
+        print(json.dumps(figures))
+        return
+    for name, value in figures.items():
+        print(f"{name:<20} {value if not isinstance(value, float) else format(value, '.3f')}")
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    begun = time.monotonic()
+    yield
+    print(f"{what}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
+
+
+def build(folder: Path, seed: int, count: int) -> Path:
+    """Make scenes and shards, or go on where an earlier call stopped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    obtain_scenes(folder / "scenes", seed=seed, count=count, progress=lambda _: None)
+    config = {
+        "source": {"kind": "coco", "uri": str(folder / "scenes"), "texts": "caption"},
+        "output": {"uri": str(folder / "dataset"), "samples_per_shard": 100},
+        "models": "demo",
+        "grid": {"rows": 24, "cols": 24, "patch_px": 14, "fit": "squash"},
+        "labels": {"instances": True},
+        "features": {"connector": "dci"},
+    }
+    with timed(f"building {folder.name}"):
+        run_build(BuildConfig.parse(config))
+    return folder
+
+
+def truth_of(folder: Path) -> Truth:
+    return open_truth(str(folder / "scenes" / "truth.json"))
+
+
+def clean(folder: Path) -> Dataset:
+    """The data set as it was built."""
+    return open_dataset(folder / "dataset", columns=("none",))
+
+
+def scores_of(fit_on: Path, judged_on: Path) -> dict[str, float]:
+    """Scores calibrated on some scenes, judged on others; and what is labelled though it isn't there."""
+    outcomes = []
+    for folder in (fit_on, judged_on):
+        judging = Judge()
+        judge_images(judging, clean(folder), truth_of(folder))
+        outcomes.append(judging.outcomes()[1:])
+    (scores, right), (others, hits) = outcomes
+    meant = fit(scores, right)(others)
+    rng = np.random.default_rng(0)
+    tables = [reliability(meant.tolist(), (rng.random(len(meant)) < meant).tolist()) for _ in range(50)]
+    return {
+        "f1": judging.figures()["patch_f1"],
+        "absent": judging.figures()["absent_rate"],
+        "ece_before": float(calibration_error(reliability(others.tolist(), hits.tolist()))),
+        "ece": float(calibration_error(reliability(meant.tolist(), hits.tolist()))),
+        "ece_floor": float(np.mean([calibration_error(table) for table in tables])),
+        "boxes": len(others),
+    }
+
+
+def trusted(fit_on: Path, judged_on: Path) -> dict[str, float]:
+    """F1 of all texts, and of the trusted ones: calibrated on other scenes, and without any truth."""
+    learnt, trust = (Trust(clean(folder), passes_of(clean(folder), "cpu")) for folder in (fit_on, judged_on))
+    learnt.count()
+    learnt.learn(truth_of(fit_on))
+    trust.count()
+    truth, present, agreed = truth_of(judged_on), list[bool](), list[float]()
+    known = list(trust.known(np.arange(clean(judged_on).samples), keep=True))
+    for each in known:
+        image = truth.of(ImageName.of(each.image))
+        assert image is not None
+        text = image.text(each.image.texts.index(each.text), each.image.key_json.texts[each.text])
+        present.append(text is not None and bool(text.things))
+        agreed.append(trust.agreement(each, truth) or 0.0)
+    there, f1 = np.array(present), np.array(agreed)
+    figures = {"f1_all": float(f1[there].mean())}
+    for name, model in (("f1_trusted", learnt.model), ("f1_trusted_unjudged", None)):
+        trust.model = model
+        if model is None:
+            trust.learn()
+        values = np.array([trust.of(each) for each in known])
+        best = np.argsort(-values, kind="stable")[: round(KEPT * len(values))]
+        figures[name] = float(f1[best][there[best]].mean())
+    return figures
+
+
+def found_again(folder: Path) -> dict[str, Any]:
+    """AUROC of trust on labels with planted errors, all of it by the commands' own ways."""
+    dataset = clean(folder)
+    kinds = planted(dataset)
+    figures: dict[str, Any] = {}
+    for mode in ("cheap", "full"):
+        name = f"trust-{mode}"
+        if not (folder / "dataset" / "columns" / name / "dataset.json").exists():
+            write_trust(open_dataset(folder / "dataset", columns=("corrections",)), name, full=mode == "full")
+        values, of = [], []
+        for _, table in iter_tables(open_dataset(folder / "dataset", columns=("corrections", name)), ["key", "trusts"]):
+            for row in table.to_pylist():
+                for text, trust in enumerate(row["trusts"]):
+                    if (row["key"], text) in kinds:
+                        values.append(trust)
+                        of.append(kinds[row["key"], text])
+        told = Planted.of(np.array(values), of)
+        figures |= {f"auroc_{mode}": told.auroc, f"by_kind_{mode}": {kind: n for kind, (_, n) in told.by_kind.items()}}
+        figures |= {"planted": told.planted, "texts": told.texts}
+    return figures
+
+
+def planted(dataset: Dataset) -> dict[tuple[str, int], int]:
+    """Plant errors as corrections; what was planted, by key and text, of texts that something was found for."""
+    assert dataset.manifest is not None
+    planter, kinds, changed = Planter(SHARE, seed=1), {}, []
+    for index, sample in iter_stored(dataset, np.arange(dataset.samples), (DOCUMENT, *dataset.manifest.layout.made)):
+        (image,) = sample.images
+        instances: list[FoundDocument] = []
+        for text, found in found_of(image).items():
+            wrong = found
+            if found:
+                wrong, kinds[sample.key, text] = planter.corrupt(found, (image.info.height, image.info.width))
+            best_first = sorted(wrong, key=lambda each: -each.phrase.score)
+            instances += [FoundDocument.of(each.phrase, each.mask) for each in best_first if each.mask is not None]
+        if tuple(instances) != image.instances:
+            changed.append(Corrected(index, with_instances(dataset, sample, [instances]), (), 0, False, True))
+    if not dataset.storage.folders("columns"):
+        write_corrections(dataset, changed)
+    return kinds
+
+
+def selectors(learn: Path, held_out: Path, steps: int) -> dict[str, Any]:
+    """AUC of selectors that were trained on clean labels, on planted errors, and on these weighted by trust."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    from train_selector import Truth, judge, stored_labels, train
+
+    judged_by = Truth(held_out)
+    ways = {"clean": ("none",), "planted": ("corrections",), "weighted": ("corrections", "trust-full")}
+    found: dict[str, list[float]] = {way: [] for way in ways}
+    for seed in range(SEEDS):
+        for way, columns in ways.items():
+            with timed(f"a selector on {way} labels, seed {seed}"):
+                model = train(learn, stored_labels, steps, seed, columns)
+                found[way].append(judge(model, held_out, judged_by)["auc"])
+    means = {f"selector_{way}": float(np.mean(values)) for way, values in found.items()}
+    return means | {
+        "selector_weighted_share": means["selector_weighted"] / means["selector_clean"],
+        "selector_planted_share": means["selector_planted"] / means["selector_clean"],
+        "selector_seeds": found,
+    }
+
+
+if __name__ == "__main__":
+    main()
