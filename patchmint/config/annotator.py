@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -164,10 +165,61 @@ _DEMO_MODELS = frozenset(name for _, name in MODEL_PRESETS[DEMO] if isinstance(n
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
+_Word = Annotated[str, Field(min_length=1, pattern=r"\S")]
+
+
 def _rising(limits: tuple[float, float] | None) -> tuple[float, float] | None:
     if limits is not None and limits[0] > limits[1]:
         raise ValueError(f"give the least first: {list(limits[::-1])}")
     return limits
+
+
+class PresenceThresholds(Settings):
+    """What the score of a second look must be over, as `patchmint calibrate` learns it.
+
+    Attributes:
+        threshold: of any phrase.
+        thresholds: of single phrases, instead.
+    """
+
+    threshold: float = Field(ge=0, lt=1)
+    thresholds: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(default_factory=dict)
+
+
+class PresenceConfig(Settings):
+    """A second look at each box, cut out, before it counts: its phrase must win there."""
+
+    alternatives: tuple[Annotated[tuple[_Word, ...], Field(min_length=2)], ...] = Field(
+        default=(),
+        description="Groups of words, of which one at most is true of a thing: [[red, blue], [cat, dog]]. A phrase "
+        "must score better than with each other word of the group in the place of its own.",
+    )
+    threshold: float = Field(default=0.35, ge=0, lt=1, description="What the score of the second look must be over.")
+    margin: float = Field(
+        default=0.5, ge=0, le=4, description="What is seen around the box, as a share of its longer side."
+    )
+    calibration: str | None = Field(
+        default=None,
+        description="A file of `patchmint calibrate --presence`: thresholds learnt for all phrases, and for single "
+        "ones, instead of threshold.",
+    )
+
+    def learnt(self) -> PresenceThresholds:
+        """The thresholds, from the calibration where there is one.
+
+        Raises:
+            ConfigError: it can't be read, or has none.
+        """
+        if self.calibration is None:
+            return PresenceThresholds(threshold=self.threshold)
+        try:
+            told = json.loads(Path(self.calibration).expanduser().read_bytes())
+            return PresenceThresholds.model_validate(told["presence"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ConfigError(
+                f"labels.presence.calibration: {self.calibration} can't be read, or has no thresholds of a second "
+                "look; write one with: patchmint calibrate DATASET OUT.json --presence"
+            ) from error
 
 
 class LabelsConfig(Settings):
@@ -233,6 +285,11 @@ class LabelsConfig(Settings):
         ge=64,
         description="Side in pixels of overlapping tiles that are looked at besides the whole image, for small things "
         "in images larger than that. Null: none.",
+    )
+
+    presence: PresenceConfig | None = Field(
+        default=None,
+        description="Look at each box again before it counts, against what isn't there. Null: one look is enough.",
     )
 
     @model_validator(mode="after")
