@@ -174,51 +174,50 @@ def _rising(limits: tuple[float, float] | None) -> tuple[float, float] | None:
     return limits
 
 
-class PresenceThresholds(Settings):
-    """What the score of a second look must be over, as `patchmint calibrate` learns it.
-
-    Attributes:
-        threshold: of any phrase.
-        thresholds: of single phrases, instead.
-    """
-
-    threshold: float = Field(ge=0, lt=1)
-    thresholds: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(default_factory=dict)
-
-
 class PresenceConfig(Settings):
-    """A second look at each box, cut out, before it counts: its phrase must win there."""
+    """A second look at each box before it counts: its phrase must win there."""
 
     alternatives: tuple[Annotated[tuple[_Word, ...], Field(min_length=2)], ...] = Field(
         default=(),
         description="Groups of words, of which one at most is true of a thing: [[red, blue], [cat, dog]]. A phrase "
         "must score better than with each other word of the group in the place of its own.",
     )
+    margin: float | None = Field(
+        default=None,
+        ge=0,
+        le=4,
+        description="How much is seen around a box, as a share of its longer side. Null: the whole image.",
+    )
     threshold: float = Field(default=0.35, ge=0, lt=1, description="What the score of the second look must be over.")
-    margin: float = Field(
-        default=0.5, ge=0, le=4, description="What is seen around the box, as a share of its longer side."
+    thresholds: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default_factory=dict, description="The same of single phrases."
     )
     calibration: str | None = Field(
         default=None,
-        description="A file of `patchmint calibrate --presence`: thresholds learnt for all phrases, and for single "
-        "ones, instead of threshold.",
+        description="A file of `patchmint calibrate --presence`, which has all of these, instead of them.",
     )
 
-    def learnt(self) -> PresenceThresholds:
-        """The thresholds, from the calibration where there is one.
+    @model_validator(mode="after")
+    def _calibrated_alone(self) -> Self:
+        if self.calibration is not None and self.model_dump(exclude_defaults=True).keys() != {"calibration"}:
+            raise ValueError("calibration stands for all other settings; leave these out, or calibration")
+        return self
+
+    def learnt(self) -> Self:
+        """The settings, from the calibration where there is one.
 
         Raises:
             ConfigError: it can't be read, or has none.
         """
         if self.calibration is None:
-            return PresenceThresholds(threshold=self.threshold)
+            return self
         try:
             told = json.loads(Path(self.calibration).expanduser().read_bytes())
-            return PresenceThresholds.model_validate(told["presence"])
+            return type(self).model_validate(told["presence"])
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ConfigError(
-                f"labels.presence.calibration: {self.calibration} can't be read, or has no thresholds of a second "
-                "look; write one with: patchmint calibrate DATASET OUT.json --presence"
+                f"labels.presence.calibration: {self.calibration} can't be read, or knows nothing of a second look; "
+                "write one with: patchmint calibrate DATASET OUT.json --presence SETTINGS"
             ) from error
 
 

@@ -276,7 +276,7 @@ def build_grounded_sam(
         _build_detector(models, labels, device, precision, compiled=compiled) if labels.needs_detector else None,
         build_masker(models, labels, device, precision, compiled=compiled) if needs_masker else None,
         box_rules=BoxRules.of(labels),
-        presence=Presence.of(labels.presence) if labels.presence is not None else None,
+        presence=Presence(labels.presence) if labels.presence is not None else None,
         mask_area=labels.mask_area,
         clip_to_box=labels.clip_to_box,
         names=(models.detector, models.masker),

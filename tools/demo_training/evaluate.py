@@ -48,9 +48,7 @@ _EDGE_SIZES: tuple[Size, ...] = (
     *((32, 32), (48, 48), (64, 64), (96, 96), (1600, 1600), (2400, 3200)),
 )
 
-DEMO_PRESENCE = PresenceConfig(
-    alternatives=(tuple(COLOURS), SHAPES, tuple(map(plural, SHAPES)), FILLS), threshold=0.35, margin=0.5
-)
+DEMO_PRESENCE = PresenceConfig(alternatives=(tuple(COLOURS), SHAPES, tuple(map(plural, SHAPES)), FILLS))
 """A second look for the demo models; its numbers were chosen on scenes of `TUNING_SEED`."""
 
 Table = Mapping[str, Mapping[str, float]]
