@@ -2,6 +2,7 @@ import io
 import json
 import re
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from patchmint.demo.dataset import write_dataset
-from patchmint.demo.scenes import MAX_OBJECTS, NOTHING, make_scene
-from patchmint.demo.shapes import COLOURS, FILLS, SHAPES, SIZES, draw
+from patchmint.demo.scenes import MAX_OBJECTS, NOTHING, Harder, make_scene
+from patchmint.demo.shapes import COLOURS, FILLS, RADIUS_SHARES, SHAPES, SIZES, draw
 from patchmint.demo.texts import FORMS, NUMBERS, UNKNOWN_THINGS, plural
 from patchmint.errors import InputError
 from patchmint.geometry.rle import decode_mask, from_coco
@@ -24,6 +25,11 @@ SINGULAR = {plural(noun): noun for noun in (*SHAPES, "shape", *UNKNOWN_THINGS)}
 @pytest.fixture(scope="module")
 def scenes():
     return [make_scene(SEED, number, texts=4) for number in range(150)]
+
+
+@pytest.fixture(scope="module")
+def harder():
+    return [make_scene(SEED, 3, texts=4, harder=each) for each in get_args(Harder)]
 
 
 def texts_of(scenes):
@@ -40,6 +46,15 @@ def test_a_scene_depends_on_seed_and_number_only():
     assert (first.ids == again.ids).all()
     assert first.jpeg not in (other.jpeg, next_one.jpeg)
     assert make_scene(SEED, 1, size=(120, 300)).size == (120, 300)
+
+
+def test_harder_scenes_are_harder(scenes, harder):
+    usual, clutter, tiny, long, textures = (scenes[3], *harder)
+    assert len(clutter.objects) > MAX_OBJECTS
+    assert max(thing.radius for thing in tiny.objects) < RADIUS_SHARES["small"][0] * min(tiny.size)
+    assert max(long.size) == 4 * min(long.size)
+    vivid = [np.ptp(each.image[each.ids == NOTHING].astype(int), axis=1) > 120 for each in (usual, textures)]
+    assert vivid[0].mean() < 0.01 < vivid[1].mean()
 
 
 def test_the_pixels_are_those_of_the_file(scenes):
@@ -87,8 +102,8 @@ def test_an_objects_pixels_have_its_colour(scenes):
     assert checked > 30
 
 
-def test_a_phrase_names_exactly_the_objects_that_its_words_are_true_of(scenes):
-    for scene, _, phrase, words in phrases(scenes):
+def test_a_phrase_names_exactly_the_objects_that_its_words_are_true_of(scenes, harder):
+    for scene, _, phrase, words in phrases([*scenes, *harder]):
         said = {SINGULAR.get(word, word) for word in words.split()} - {"shape"}
         fitting = tuple(
             index

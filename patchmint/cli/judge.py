@@ -122,13 +122,31 @@ def calibrate_command(
         ),
     ] = "off",
     device: Annotated[str, typer.Option(help="Where --trust full runs: auto, cpu, cuda or cuda:N.")] = "auto",
+    presence: Annotated[
+        str | None,
+        typer.Option(
+            "--presence",
+            metavar="YAML",
+            help="Learn thresholds of a second look as well, with these settings of labels.presence: "
+            r"'{alternatives: \[\[red, blue], \[cat, dog]]}'. The detector looks at each box again.",
+        ),
+    ] = None,
+    absent: Annotated[
+        float, typer.Option("--absent", min=0, max=1, help="Share of absent things that may keep a label then.")
+    ] = 0.005,
     as_json: JsonOption = False,
 ) -> None:
     """Learn from a judged data set how often boxes of a score are right, for `patchmint judge --calibration`.
 
-    A box is right if it lies on a thing that its words name, at IoU 0.50. The error after calibration is measured on
+    A box is right if it lies on a thing that its words name, at IoU 0.50. What is said of the time after is measured on
     images that weren't learnt from. With --trust also: how right patches are, by what is known of labels without truth.
+
+    With --presence the file also serves a build: --labels.presence '{calibration: OUT.json}'.
     """
+    import yaml
+
+    from patchmint.config import PresenceConfig
+    from patchmint.config.parsing import parse_settings
     from patchmint.datasets.dataset import open_dataset
     from patchmint.jobs.trust import passes_of
     from patchmint.jobs.truths import open_truth
@@ -136,9 +154,21 @@ def calibrate_command(
     from patchmint.judging.trust import Trust
 
     check_output(out, ".json")
-    opened = open_dataset(dataset)
+    look = parse_settings(PresenceConfig, yaml.safe_load(presence)) if presence is not None else None
+    opened, told = open_dataset(dataset), ""
     with progress_bar("calibrate") as progress:
         learnt = calibrate(opened, open_truth(against), progress)
+    if look is not None:
+        from patchmint.judging.presence import learn_presence
+
+        with progress_bar("look again") as progress:
+            seen = learn_presence(opened, open_truth(against), look, most=absent, progress=progress)
+        learnt = learnt.model_copy(update={"presence": seen.settings})
+        told = (
+            f"{seen.phrases:,} things named; absent ones labelled: {seen.absent[0]:.1%} before, {seen.absent[1]:.1%} "
+            f"after a second look over {seen.settings.threshold:.2f}; present ones missed: {seen.missed[0]:.1%}, "
+            f"{seen.missed[1]:.1%}"
+        )
     if trust != "off":
         trusting = Trust(opened, passes_of(opened, device) if trust == "full" else None)
         with progress_bar("trust") as progress:
@@ -154,6 +184,8 @@ def calibrate_command(
             f"{learnt.ece_after:.3f} after",
             highlight=False,
         )
+        if told:
+            console_for_data().print(told, highlight=False)
 
 
 def _plant(dataset: Dataset, share: float, seed: int, *, as_json: bool) -> None:

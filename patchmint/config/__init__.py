@@ -12,6 +12,7 @@ from patchmint.config.annotator import (
     FeaturesConfig,
     LabelsConfig,
     ModelsConfig,
+    PresenceConfig,
     TokensConfig,
 )
 from patchmint.config.build import BuildConfig, LocalRunner, RayRunner
@@ -32,6 +33,7 @@ __all__ = [
     "LabelsConfig",
     "LocalRunner",
     "ModelsConfig",
+    "PresenceConfig",
     "RayRunner",
     "TokensConfig",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -164,10 +165,60 @@ _DEMO_MODELS = frozenset(name for _, name in MODEL_PRESETS[DEMO] if isinstance(n
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
+_Word = Annotated[str, Field(min_length=1, pattern=r"\S")]
+
+
 def _rising(limits: tuple[float, float] | None) -> tuple[float, float] | None:
     if limits is not None and limits[0] > limits[1]:
         raise ValueError(f"give the least first: {list(limits[::-1])}")
     return limits
+
+
+class PresenceConfig(Settings):
+    """A second look at each box before it counts: its phrase must win there."""
+
+    alternatives: tuple[Annotated[tuple[_Word, ...], Field(min_length=2)], ...] = Field(
+        default=(),
+        description="Groups of words, of which one at most is true of a thing: [[red, blue], [cat, dog]]. A phrase "
+        "must score better than with each other word of the group in the place of its own.",
+    )
+    margin: float | None = Field(
+        default=None,
+        ge=0,
+        le=4,
+        description="How much is seen around a box, as a share of its longer side. Null: the whole image.",
+    )
+    threshold: float = Field(default=0.35, ge=0, lt=1, description="What the score of the second look must be over.")
+    thresholds: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default_factory=dict, description="The same of single phrases."
+    )
+    calibration: str | None = Field(
+        default=None,
+        description="A file of `patchmint calibrate --presence`, which has all of these, instead of them.",
+    )
+
+    @model_validator(mode="after")
+    def _calibrated_alone(self) -> Self:
+        if self.calibration is not None and self.model_dump(exclude_defaults=True).keys() != {"calibration"}:
+            raise ValueError("calibration stands for all other settings; leave these out, or calibration")
+        return self
+
+    def learnt(self) -> Self:
+        """The settings, from the calibration where there is one.
+
+        Raises:
+            ConfigError: it can't be read, or has none.
+        """
+        if self.calibration is None:
+            return self
+        try:
+            told = json.loads(Path(self.calibration).expanduser().read_bytes())
+            return type(self).model_validate(told["presence"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ConfigError(
+                f"labels.presence.calibration: {self.calibration} can't be read, or knows nothing of a second look; "
+                "write one with: patchmint calibrate DATASET OUT.json --presence SETTINGS"
+            ) from error
 
 
 class LabelsConfig(Settings):
@@ -233,6 +284,11 @@ class LabelsConfig(Settings):
         ge=64,
         description="Side in pixels of overlapping tiles that are looked at besides the whole image, for small things "
         "in images larger than that. Null: none.",
+    )
+
+    presence: PresenceConfig | None = Field(
+        default=None,
+        description="Look at each box again before it counts, against what isn't there. Null: one look is enough.",
     )
 
     @model_validator(mode="after")

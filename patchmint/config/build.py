@@ -355,6 +355,9 @@ class BuildConfig(AnnotatorConfig):
             "output": self.output.model_copy(update={"uri": _absolute(self.output.uri)}),
             "models": self.models.model_copy(update=models),
         }
+        if (presence := self.labels and self.labels.presence) and presence.calibration is not None:
+            presence = presence.model_copy(update={"calibration": _absolute(presence.calibration)})
+            updates["labels"] = self.labels.model_copy(update={"presence": presence})
         if isinstance(self.tokens, dict):
             updates["tokens"] = {name: _absolute_tokens(tokens) for name, tokens in self.tokens.items()}
         elif self.tokens is not None:

@@ -12,5 +12,8 @@ HELD_OUT_SEED = 1_000_001
 FRESH_SEED = 7_000_003
 """Scenes of the tables in docs/quality.md (and the seeds that follow); looked at when training is over."""
 
+TUNING_SEED = 7_500_003
+"""Scenes by which settings of finished models are chosen."""
+
 DEMO_SEED = 7_100_003
 """Scenes of `patchmint demo`."""

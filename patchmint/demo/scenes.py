@@ -9,11 +9,12 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from patchmint.demo.shapes import COLOURS, FILLS, RADIUS_SHARES, SHAPES, SIZES, SceneObject, Sprite, draw
 from patchmint.demo.texts import SceneText, write_texts
@@ -35,6 +36,15 @@ NOTHING = -1
 """Stands in `Scene.ids` where there is only background."""
 
 _BACKGROUNDS = ("plain", "slope", "clouds", "bands", "noise")
+
+Harder = Literal["clutter", "tiny", "long", "textures"]
+"""Scenes beyond those of training: 8 to 14 things that cover each other; things half as large as "small" ones; images
+of 4:1; bright stripes, dots and lines behind the things, in their colours."""
+
+_CLUTTER = (8, 14)
+_TINY = (0.04, 0.07)
+_LONG = 4
+_TEXTURES = (2, 4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +83,9 @@ class Scene:
         return boxes
 
 
-def make_scene(seed: int, number: int, *, size: Size | None = None, texts: int = 2) -> Scene:
+def make_scene(
+    seed: int, number: int, *, size: Size | None = None, texts: int = 2, harder: Harder | None = None
+) -> Scene:
     """Make a scene.
 
     Args:
@@ -81,11 +93,16 @@ def make_scene(seed: int, number: int, *, size: Size | None = None, texts: int =
         number: which scene of it.
         size: (height, width) in pixels; None = by chance.
         texts: how many texts.
+        harder: in which way it is harder than those of training; None = it isn't.
     """
     rng = np.random.default_rng((seed, number))
     size = size or draw_size(rng)
+    if harder == "long":
+        size = (min(size), _LONG * min(size)) if number % 2 else (_LONG * min(size), min(size))
     pixels = _paint_background(size, rng)
-    objects, ids = _place(size, pixels, rng)
+    if harder == "textures":
+        _paint_textures(pixels, rng)
+    objects, ids = _place(size, pixels, rng, harder)
     jpeg, image = _to_jpeg(pixels, rng)
     return Scene(jpeg, image, objects, ids, write_texts(objects, texts, rng))
 
@@ -118,17 +135,20 @@ def draw_size(rng: np.random.Generator) -> Size:
 
 
 def _place(
-    size: Size, pixels: npt.NDArray[np.float32], rng: np.random.Generator
+    size: Size, pixels: npt.NDArray[np.float32], rng: np.random.Generator, harder: Harder | None
 ) -> tuple[tuple[SceneObject, ...], npt.NDArray[np.int8]]:
     """Draw objects onto `pixels`, as many of a drawn number as find room."""
     ids = np.full(size, NOTHING, dtype=np.int8)
-    overlapping = rng.random() < _OVERLAPPING
-    wanted = int(rng.integers(1, MAX_OBJECTS + 1))
+    overlapping = rng.random() < _OVERLAPPING or harder == "clutter"
+    least, most = _CLUTTER if harder == "clutter" else (1, MAX_OBJECTS)
+    wanted = int(rng.integers(least, most + 1))
     objects: list[SceneObject] = []
     areas: list[int] = []
     while len(objects) < wanted:
         for _ in range(_TRIES):
             thing = _draw_lot(size, objects, rng)
+            if harder == "tiny":
+                thing = replace(thing, size="small", radius=rng.uniform(*_TINY) * min(size))
             sprite = draw(thing, rng)
             covered = ids[sprite.window][sprite.alpha > (0.5 if overlapping else 0)]
             if _leaves_enough(ids, covered, areas, overlapping):
@@ -196,6 +216,29 @@ def _paint_background(size: Size, rng: np.random.Generator) -> npt.NDArray[np.fl
         noise = rng.integers(-22, 23, (height, width, 1)) + rng.integers(-6, 7, (height, width, 3))
         painted = painted + noise
     return np.asarray(painted, dtype=np.float32)
+
+
+def _paint_textures(pixels: npt.NDArray[np.float32], rng: np.random.Generator) -> None:
+    """Paint bands of stripes, nets of lines and swarms of dots across `pixels`: none of them is one of the things."""
+    height, width = pixels.shape[:2]
+    canvas = Image.fromarray(pixels.astype(np.uint8))
+    brush, step = ImageDraw.Draw(canvas), min(height, width) / 16
+    colours = list(COLOURS.values())
+    for _ in range(int(rng.integers(_TEXTURES[0], _TEXTURES[1] + 1))):
+        colour, other = (colours[rng.integers(len(colours))] for _ in range(2))
+        kind, (x, y) = rng.integers(3), rng.uniform(0, (width, height))
+        if kind == 0:  # stripes, from edge to edge
+            for line in range(4):
+                at = y + line * step / 2
+                brush.line((0, at, width, at + step), colour if line % 2 else other, round(step / 4))
+        elif kind == 1:  # a net
+            for line in range(-4, 5):
+                brush.line((x + line * step, 0, x + line * step + height, height), colour, 1)
+                brush.line((x + line * step, 0, x + line * step - height, height), other, 1)
+        else:
+            for centre in rng.normal((x, y), 3 * step, (60, 2)):
+                brush.ellipse((*(centre - step / 6), *(centre + step / 6)), colour)
+    pixels[:] = np.asarray(canvas)
 
 
 def _dull(rng: np.random.Generator) -> npt.NDArray[np.float32]:

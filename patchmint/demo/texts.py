@@ -169,7 +169,8 @@ def plural(noun: str) -> str:
 
 def _article(name: _Name) -> str:
     if name.plural:
-        return f"{NUMBERS[len(name.objects)]} " if name.objects else "some "
+        several = len(name.objects)
+        return f"{NUMBERS[several] if several < len(NUMBERS) else 'many'} " if several else "some "
     return "an " if name.words[0] in "aeiou" else "a "
 
 

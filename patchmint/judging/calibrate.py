@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from patchmint.config import PresenceConfig
 from patchmint.datasets.dataset import Dataset
 from patchmint.errors import InputError
 from patchmint.judging.judge import Judge, judge_images
@@ -25,6 +26,7 @@ class Calibration(BaseModel):
         scores: of the points, rising.
         shares: of the points, never falling.
         boxes: that it was learnt from.
+        presence: a second look with the thresholds learnt for it, for `labels.presence.calibration`; None: none was.
         ece_before, ece_after: expected calibration error of scores as they are; and calibrated, where each half of the
             images is measured with what the other one taught.
         trust: what `patchmint trust` may take to be known of labels; None where it wasn't learnt.
@@ -35,6 +37,7 @@ class Calibration(BaseModel):
     scores: tuple[float, ...]
     shares: tuple[float, ...]
     boxes: int = 0
+    presence: PresenceConfig | None = Field(default=None, exclude_if=lambda presence: presence is None)
     ece_before: float = 0.0
     ece_after: float = 0.0
     trust: TrustModel | None = Field(default=None, exclude_if=lambda trust: trust is None)

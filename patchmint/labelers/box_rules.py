@@ -124,26 +124,26 @@ class BoxRules:
         """What the rules leave of an image's boxes, when those of negative phrases, the last text's, have served."""
         places = zip(found.text_index, found.spans, strict=True)
         limits = [self.threshold_of(asked[text].content[start:end]) for text, (start, end) in places]
-        found = _without(found, found.scores <= np.array(limits, np.float32), "threshold", losses)
+        found = without(found, found.scores <= np.array(limits, np.float32), "threshold", losses)
         if self.negative:
             theirs = np.asarray(found.text_index == len(asked) - 1)
             against, found = found.only(theirs), found.only(~theirs)
             better = against.scores > found.scores[:, None]
             beaten = better & (overlaps(found.boxes, against.boxes) > _HALF)
-            found = _without(found, np.asarray(beaten.any(axis=1)), "negative_phrases", losses)
+            found = without(found, np.asarray(beaten.any(axis=1)), "negative_phrases", losses)
         if self.nms is not None:
-            found = _without(found, ~_best_of_alike(found, self.nms), "nms", losses)
+            found = without(found, ~_best_of_alike(found, self.nms), "nms", losses)
         if self.area is not None:
             sides = found.boxes[:, 2:] - found.boxes[:, :2]
             share = sides.prod(axis=1) / (size[0] * size[1])
-            found = _without(found, (share < self.area[0]) | (share > self.area[1]), "box_area", losses)
+            found = without(found, (share < self.area[0]) | (share > self.area[1]), "box_area", losses)
         return found
 
 
 USUAL_RULES = BoxRules()
 
 
-def _without(found: Detections, lost: npt.NDArray[np.bool_], reason: Reason, losses: list[Loss] | None) -> Detections:
+def without(found: Detections, lost: npt.NDArray[np.bool_], reason: Reason, losses: list[Loss] | None) -> Detections:
     """The others, when those that are lost, bool (N,), have been noted where somebody asks."""
     if losses is not None:
         losses.append(Loss(reason, found.only(lost)))

@@ -24,7 +24,7 @@ def check_segmenter(models: ModelsConfig, labels: LabelsConfig) -> None:
 
     Raises:
         PluginError: no installed package offers an outside model, or it takes no such settings.
-        ConfigError: a setting doesn't fit the segmenter, or a plug-in's settings are wrong.
+        ConfigError: a setting doesn't fit the segmenter, a plug-in's settings are wrong, or no thresholds can be read.
         WeightsError: a file is missing, damaged, unsafe or of another kind, or the vocabulary isn't the detector's.
     """
     if models.segmenter is not None:
@@ -43,7 +43,10 @@ def check_segmenter(models: ModelsConfig, labels: LabelsConfig) -> None:
         elif models.masker not in (UNTRAINED, *sam.OFFICIAL):
             read_arch(models.masker, sam.infer_arch)
     if not labels.needs_detector:
+        _refuse(labels, ("presence",), "is for a detector's boxes, and none is asked")
         return
+    if labels.presence is not None:
+        labels.presence.learnt()
     if is_outside("detector", models.detector):
         check_plugin("patchmint.detectors", models.detector, **models.given(models.detector, locate))
         return
@@ -87,7 +90,7 @@ def build_segmenter(
     return TiledSegmenter(segmenter, labels.tiles)
 
 
-_OF_BOXES = ("negative_phrases", "nms", "box_area", "tiles")
+_OF_BOXES = ("negative_phrases", "nms", "box_area", "presence", "tiles")
 _OF_LABELERS = (*_OF_BOXES, "phrase_thresholds", "mask_area", "clip_to_box")
 
 

@@ -38,6 +38,7 @@ from patchmint.labelers.grounding_dino.prompts import Vocabulary
 from patchmint.labelers.mask_rules import MaskRules
 from patchmint.labelers.owlv2.arch import Owlv2Arch, infer_detector
 from patchmint.labelers.phrases import ByPhrases
+from patchmint.labelers.presence import Presence
 from patchmint.labelers.sam import arch as sam_arch
 from patchmint.labelers.sam import model as sam_model
 from patchmint.labelers.sam.masker import SamMasker
@@ -57,6 +58,7 @@ class GroundedSam:
         detector: finds boxes for texts that have none; None = nothing is found for these.
         masker: makes masks of boxes; None = the boxes are the masks.
         box_rules: what the detector is asked for, and which of its boxes count.
+        presence: looks at these once more; None = nobody does.
         mask_area: shares of the image that a mask has at least, and at most; None = any.
         clip_to_box: whether masks end at their boxes.
         names: of detector and masker, for errors.
@@ -68,6 +70,7 @@ class GroundedSam:
         masker: Masker | None,
         *,
         box_rules: BoxRules = USUAL_RULES,
+        presence: Presence | None = None,
         mask_area: tuple[float, float] | None = None,
         clip_to_box: bool = False,
         names: tuple[str | None, str | None] = (None, None),
@@ -75,6 +78,7 @@ class GroundedSam:
         self.detector = detector
         self.masker = masker
         self.box_rules = box_rules
+        self.presence = presence
         self._detector_name, self._masker_name = names
         self._mask_rules = MaskRules(mask_area, clip_to_box)
 
@@ -134,13 +138,12 @@ class GroundedSam:
         looked = [index for index, wanted in enumerate(asked) if wanted]
         if self.detector is not None and looked:
             own: list[list[Loss]] = [[] for _ in looked]
-            found = self.box_rules.detect(
-                self.detector,
-                [images[index] for index in looked],
-                [[texts[index][text] for text in asked[index]] for index in looked],
-                [prepared[index][0] for index in looked],
-                own if losses is not None else None,
-            )
+            noted = own if losses is not None else None
+            seen = [images[index] for index in looked]
+            wanted = [[texts[index][text] for text in asked[index]] for index in looked]
+            found = self.box_rules.detect(self.detector, seen, wanted, [prepared[index][0] for index in looked], noted)
+            if self.presence is not None:
+                found = self.presence.kept(self.detector, seen, wanted, found, noted)
             for index, detections, lost in zip(looked, found, own, strict=True):
                 numbers = np.array([*asked[index], len(texts[index])])  # the last: of negative phrases
                 given[index] = merge([given[index], replace(detections, text_index=numbers[detections.text_index])])
@@ -200,6 +203,8 @@ class GroundedSam:
         if self.detector is not None:
             self.box_rules.detect(self.detector, images, texts, [parts[0] for parts in ready])
         whole = [np.array([[0, 0, image.shape[1], image.shape[0]]] * boxes, np.float32) for image in images]
+        if self.detector is not None and self.presence is not None:
+            self.presence.rehearse(self.detector, images, texts)
         self._masks(images, whole, ready)
 
     def batch_key(self, size: Size) -> Hashable:
@@ -271,6 +276,7 @@ def build_grounded_sam(
         _build_detector(models, labels, device, precision, compiled=compiled) if labels.needs_detector else None,
         build_masker(models, labels, device, precision, compiled=compiled) if needs_masker else None,
         box_rules=BoxRules.of(labels),
+        presence=Presence(labels.presence) if labels.presence is not None else None,
         mask_area=labels.mask_area,
         clip_to_box=labels.clip_to_box,
         names=(models.detector, models.masker),

@@ -35,6 +35,7 @@ SECTION_OF_ROLE = {
     "vocabulary": "labels",
     "masker": "labels",
     "segmenter": "labels",
+    "presence": "labels",
     "tokenizer": "tokens",
     "remap": "tokens",
     "vit": "features",

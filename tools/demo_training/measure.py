@@ -21,6 +21,11 @@ _LEAST_IOU = 0.1
 
 
 def judge_labels(segmenter: Segmenter, scenes: Iterable[Scene], grid: Grid, *, phrases: bool) -> dict[str, float]:
+    """`patchmint.demo.score.label_figures` of scenes; arguments as of `judged`."""
+    return score.label_figures(judged(segmenter, scenes, grid, phrases=phrases))
+
+
+def judged(segmenter: Segmenter, scenes: Iterable[Scene], grid: Grid, *, phrases: bool) -> Judge:
     """Label scenes and compare.
 
     Args:
@@ -28,9 +33,6 @@ def judge_labels(segmenter: Segmenter, scenes: Iterable[Scene], grid: Grid, *, p
         scenes: with their texts.
         grid: the patch grid.
         phrases: whether the texts' phrases are spelled out for the segmenter.
-
-    Returns:
-        `patchmint.demo.score.label_figures`.
     """
     judge = Judge()
     for scene in scenes:
@@ -46,7 +48,7 @@ def judge_labels(segmenter: Segmenter, scenes: Iterable[Scene], grid: Grid, *, p
             true = true_patches(scene, scene.texts[index].objects, placement)
             judge.add_text(text, answers, scene.size, (labels[index], true))
         judge.end_image()
-    return score.label_figures(judge)
+    return judge
 
 
 def true_texts(scene: Scene) -> list[TrueText]:
