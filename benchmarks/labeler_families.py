@@ -43,7 +43,7 @@ from patchmint.labelers.grounded_sam import build_grounded_sam, build_masker
 from patchmint.labelers.grounding_dino import arch as dino
 from patchmint.labelers.grounding_dino.detector import GroundingDino
 from patchmint.labelers.grounding_dino.encoders import encode_images, encode_prompts
-from patchmint.labelers.grounding_dino.model import LEAST_SHARE, load_grounding_dino
+from patchmint.labelers.grounding_dino.model import load_grounding_dino
 from patchmint.labelers.grounding_dino.prompts import Prompt, Vocabulary, caption_prompts
 from patchmint.labelers.grounding_dino.transformer import propose, refine
 from patchmint.labelers.sam import arch as sam
@@ -231,7 +231,7 @@ def publishers_limits(model: Any) -> Iterator[None]:
     logits differed by 0.06, and by 0.000006 with one limit in both.
     """
     logit, limit = torch.special.logit, [0.0]
-    within, last = 1e-3, LEAST_SHARE[model.config.model_type]
+    within, last = 1e-3, 1e-3 if model.config.model_type == "grounding-dino" else 1e-5
     hooks = [
         model.model.decoder.register_forward_pre_hook(lambda *_: limit.__setitem__(0, within)),
         model.model.decoder.register_forward_hook(lambda *_: limit.__setitem__(0, last)),
