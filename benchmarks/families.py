@@ -51,7 +51,7 @@ _PICTURES = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "china.
 _AT_ONCE = 2  # as many as the tokenizer takes on a CPU, so that convolutions round alike
 
 _ALONE = 10  # photographs that are encoded one by one as well
-_SIDES = (64, 192)  # of Emu3's photographs, in pixels
+_SIDES = (64, 160)  # of Emu3's photographs, in pixels
 
 
 @dataclass(frozen=True)
