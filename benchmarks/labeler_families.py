@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -61,11 +62,13 @@ DETECTORS = {
     "grounding-dino-hf": (_SWIN_T, _TINY),
     "mm-grounding-dino-hf": tuple(replace(arch, family="mm-grounding-dino") for arch in (_SWIN_T, _TINY)),
     "llmdet-large-hf": tuple(
-        replace(arch, family="mm-grounding-dino", levels=5, backbone_stages=(0, 1, 2, 3)) for arch in (_SWIN_L, _TINY)
+        replace(arch, family="mm-grounding-dino", levels=5, backbone_stages=(0, 1, 2, 3))
+        for arch in (_SWIN_L, replace(_TINY, queries=1000))
     ),
 }
 """By name: the architecture of official size, and a tiny one. MM-Grounding-DINO and LLMDet are alike in every size; the
-large ones see a level more."""
+large ones see a level more. Their finest map has positions at the border of the picture, where no box is proposed;
+so many queries get there, too."""
 
 
 def _owlv2(side: int, hidden: int, text: int, layers: int, words: int) -> tuple[Any, Any]:
@@ -219,14 +222,38 @@ class Answers:
         return max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
 
 
+@contextmanager
+def publishers_limits(model: Any) -> Iterator[None]:
+    """Have transformers' class keep boxes as far from the picture's border as publishers do.
+
+    Between layers these take the logit of shares within 0.001 and 0.999, transformers within 0.00001 and 0.99999. Boxes
+    beyond then move otherwise, and with random weights most queries of LLMDet's large layout lie there: by that alone
+    logits differed by 0.06, and by 0.000006 with one limit in both.
+    """
+    logit, limit = torch.special.logit, [0.0]
+    within, last = 1e-3, 1e-3 if model.config.model_type == "grounding-dino" else 1e-5
+    hooks = [
+        model.model.decoder.register_forward_pre_hook(lambda *_: limit.__setitem__(0, within)),
+        model.model.decoder.register_forward_hook(lambda *_: limit.__setitem__(0, last)),
+    ]
+    torch.special.logit = lambda share, **_: logit(share, eps=limit[0])
+    try:
+        yield
+    finally:
+        torch.special.logit = logit
+        for hook in hooks:
+            hook.remove()
+
+
 @torch.inference_mode()
 def their_detections(model: Any, detector: GroundingDino, pixels: list[Tensor], prompts: list[Prompt]) -> list[Answers]:
-    """What transformers' class says, image by image."""
+    """What transformers' class says, image by image, with its publisher's limits."""
     words = detector.vocabulary
     model.model.special_tokens.copy_(torch.tensor([words.cls, words.sep, words.stop, words.question]))
     found = []
     for each, prompt in zip(pixels, prompts, strict=True):
-        said = model(pixel_values=each[None], input_ids=torch.from_numpy(prompt.ids)[None])
+        with publishers_limits(model):
+            said = model(pixel_values=each[None], input_ids=torch.from_numpy(prompt.ids)[None])
         rank = said.enc_outputs_class[0].amax(-1)
         found.append(Answers(said.logits[0, :, : len(prompt.ids)], said.pred_boxes[0], rank))
     return found

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from inspect_data import answer, edit_json, inspect, refusal, texted, unfinish
 from shard_data import LAYOUT, make_dataset, make_sample, on_a_store, renamed
+from training_data import RICH, samples
 
 from patchmint.datasets.dataset import open_dataset
 from patchmint.inspection.diff import members as diff_members
@@ -130,6 +131,21 @@ def test_what_differs_is_never_shown_as_all(tmp_path):
     b = make_dataset(tmp_path / "b", [[replace(sample, codes=codes)]], layout=layout)
     assert "codes of 1 samples: 99.99 % of 40000 cells agree; 1 samples changed" in run(a, b, rc=1).stdout
     assert "codes of 1 samples: 100.00 % of 40000 cells agree; 0 samples changed" in run(a, a, rc=0).stdout
+
+
+def test_features_are_compared(tmp_path):
+    before = samples(3, layout=RICH)
+    features = before[1].features.copy()
+    features[2, 1] += 0.5
+    after = [before[0], replace(before[1], features=features), before[2]]
+    a, b = (make_dataset(tmp_path / name, [each], layout=RICH) for name, each in (("a", before), ("b", after)))
+    largest = float(np.abs(features.astype(np.float32) - before[1].features).max())
+    found = told(a, b)["features"]
+    assert found == {"obstacle": "", "compared": 3, "other_shape": 0, "changed": 1, "largest": largest}
+    assert f"features of 3 samples: 1 samples changed, by {largest:g} at most" in run(a, b, rc=1).stdout
+    assert run(a, a, rc=0).stdout.endswith("no difference\n")
+    bare = make_dataset(tmp_path / "bare", [samples(3)])
+    assert "features aren't compared: B has no features" in run(a, bare, rc=1).stdout
 
 
 def test_keys_texts_phrases_and_shares(builds):

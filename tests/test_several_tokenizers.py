@@ -123,6 +123,10 @@ def test_each_has_the_codes_of_a_build_with_it_alone(made):
             told = json.loads(sample.members["json"])
             shown = (told["tokens"], *told["further_tokens"])[number]
             assert shown | {"member": member} == json.loads(single.members["json"])["tokens"]
+    rules = ["nearest", "nearest", "brightness"]  # a plug-in's is its own affair
+    assert [tokens.rule for tokens in manifest.layout.all_tokens] == rules
+    column = read_manifest(open_storage(made / "turns-fine" / "columns" / "codes"))
+    assert [tokens.rule for tokens in column.layout.all_tokens] == rules[1:]
     assert list(sample.members)[3:] == [f"codes.{name}.npy" for name in TOKENIZERS]
     assert sorted(manifest.models) == [f"tokenizer.{name}" for name in sorted(TOKENIZERS)]
     assert [entry.shape for entry in manifest.members[3:]] == [("8", "8"), ("8", "8"), ("rows", "cols")]
@@ -260,6 +264,7 @@ def test_settings_that_cannot_be(made):
         ({"Fine": {}}, "tokens.Fine"),
         ({"fine": {"sise": 64}}, "tokens.fine.sise: there is no such setting; did you mean 'size'?"),
         ({"fine": {"size": 64}, "size": 64}, "tokens.fine: there is no such setting"),
+        ({"a": {}, "b": {"size": 64}, "c": {"tokenizer": "demo-tokenizer"}}, "a and c are the same"),
     ):
         with pytest.raises(ConfigError, match=message):
             AnnotatorConfig.parse({"tokens": tokens})

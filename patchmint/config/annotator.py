@@ -496,6 +496,14 @@ class AnnotatorConfig(Settings):
             raise ValueError("grids: labels are made on them, and labels are null; give one grid")
         return self
 
+    @model_validator(mode="after")
+    def _different_tokenizers(self) -> Self:
+        named = list(self.tokenizers.items())
+        for number, (name, tokens) in enumerate(named):
+            if twin := next((other for other, same in named[:number] if same == tokens), None):
+                raise ValueError(f"tokens: {twin} and {name} are the same, and so would their codes be; leave one out")
+        return self
+
     @property
     def makes(self) -> bool:
         """Whether anything is made of images."""

@@ -38,6 +38,20 @@ def phrase_spans(text: Text) -> Sequence[Span]:
     return spans
 
 
+Asked = tuple[int, Span, str]
+"""A phrase to look for: which text's, where in it, and the words."""
+
+
+def asked(texts: Sequence[Text], *, splits: bool = False) -> list[Asked]:
+    """The phrases of an image's texts, as `phrase_spans` or, without `splits`, each text that names none as a whole."""
+    return [
+        (number, (start, end), text.content[start:end])
+        for number, text in enumerate(texts)
+        for start, end in (phrase_spans(text) if splits else text.phrases or [(0, len(text.content))])
+        if text.content[start:end].strip()
+    ]
+
+
 def plain(phrase: str) -> str:
     """A phrase as it is compared with others."""
     return " ".join(phrase.casefold().split())
@@ -73,9 +87,9 @@ class ByPhrases:
         Raises:
             PluginError: the detector answers for a phrase that there isn't, or not once an image.
         """
-        asked = [_asked(own) for own in texts]
-        looked = [number for number, own in enumerate(asked) if own]
-        phrases = [list(dict.fromkeys(words for _, _, words in asked[number])) for number in looked]
+        wanted = [asked(own) for own in texts]
+        looked = [number for number, own in enumerate(wanted) if own]
+        phrases = [list(dict.fromkeys(words for _, _, words in wanted[number])) for number in looked]
         found = [Detections.none()] * len(images)
         if looked:
             seen = [images[number] for number in looked]
@@ -83,26 +97,16 @@ class ByPhrases:
             answers = self.detector.find(seen, phrases, threshold, **ahead)
             check_answers("a detector", len(looked), answers, PhraseBoxes)
             for number, words, answer in zip(looked, phrases, answers, strict=True):
-                found[number] = _of_texts(answer, asked[number], words)
+                found[number] = _of_texts(answer, wanted[number], words)
         return found
 
 
-def _asked(texts: Sequence[Text]) -> list[tuple[int, Span, str]]:
-    """The phrases of an image's texts: which text, where in it, and the words."""
-    return [
-        (number, (start, end), text.content[start:end])
-        for number, text in enumerate(texts)
-        for start, end in text.phrases or [(0, len(text.content))]
-        if text.content[start:end].strip()
-    ]
-
-
-def _of_texts(found: PhraseBoxes, asked: Sequence[tuple[int, Span, str]], phrases: Sequence[str]) -> Detections:
+def _of_texts(found: PhraseBoxes, wanted: Sequence[Asked], phrases: Sequence[str]) -> Detections:
     if not np.isin(found.phrase_index, np.arange(len(phrases))).all():
         raise PluginError(f"a detector gave a phrase_index that isn't one of its {len(phrases)} phrases")
     rows = [
         (row, text, span)
-        for text, span, words in asked
+        for text, span, words in wanted
         for row in np.flatnonzero(found.phrase_index == phrases.index(words)).tolist()
     ]
     chosen = np.array([row for row, _, _ in rows], np.int64)

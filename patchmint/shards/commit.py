@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from types import MappingProxyType
 
 from patchmint.errors import NotFoundError, ShardError, StorageError, about
 from patchmint.shards.paths import COMMITS, canonical_paths, record_path, unit_of_record
@@ -88,6 +89,7 @@ class Attempt:
         texts: int = 0,
         label_share: float | None = None,
         images: ImageCounts | None = None,
+        rules: Mapping[str, str] = MappingProxyType({}),
     ) -> bool:
         """Make this attempt the unit's, unless another is; then publish whichever it is.
 
@@ -99,6 +101,7 @@ class Attempt:
             texts: of the written samples.
             label_share: mean over those texts; None where there are no labels.
             images: of documents; None where samples are pictures.
+            rules: as of `CommitRecord`.
 
         Returns:
             Whether the unit's record names this attempt. If it names another one, that one is published, and this one's
@@ -121,6 +124,7 @@ class Attempt:
             rejects=dict(sorted(rejects.items())),
             images=images,
             prefix=self._prefix,
+            rules=dict(rules),
             files={name: self._files[name] for name in self.paths if name in self._files},
             seconds=round(time.monotonic() - self._begun, 3),
             host=socket.gethostname(),

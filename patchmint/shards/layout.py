@@ -109,7 +109,7 @@ class TokensLayout(_Layout):
     preprocessing: str = Field(description="How pixels were prepared; only codes with the same may be mixed.")
     rule: str = Field(
         default="",
-        description="How a code was chosen: nearest, dot, cosine or logit; absent for a plug-in's.",
+        description="How a code was chosen: nearest, dot, cosine or logit; absent where a plug-in doesn't tell.",
         exclude_if=lambda rule: not rule,
     )
 

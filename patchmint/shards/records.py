@@ -128,6 +128,7 @@ class CommitRecord(BaseModel):
         rejects: samples that weren't written, by reason.
         images: of documents; None where samples are pictures.
         prefix: what the shard's name begins with.
+        rules: how codes were chosen, by their member; samples don't say it.
         files: by canonical path.
         seconds: from the attempt's beginning to the record.
         host: who did it.
@@ -145,6 +146,7 @@ class CommitRecord(BaseModel):
     rejects: dict[str, _Count]
     images: ImageCounts | None = Field(default=None, exclude_if=lambda images: images is None)
     prefix: Annotated[str, Field(pattern=f"^{PREFIX}$")] = ""
+    rules: dict[str, str] = Field(default={}, exclude_if=lambda rules: not rules)
     files: dict[str, FileRecord]
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     host: str

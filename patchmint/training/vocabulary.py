@@ -86,7 +86,7 @@ class Codebook:
         # A list of used codes gives the same numbers other meanings.
         models = [manifest.models[role] for role in (tokenizer, remap) if role in manifest.models]
         fingerprint = "+".join(model.sha256 or model.name for model in models)
-        # One of several means the same as if it were the only one; a rule is that of a tokenizer of ours.
+        # One of several means the same as if it were the only one: those that have a rule are known by their file.
         member = VQGAN if tokens.rule and tokenizer_name(tokens.member) else tokens.name
         return cls(member, tokens.codebook_sizes, tokens.preprocessing, fingerprint, tokens.rule)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from patchmint.errors import WeightsMissingError
+from patchmint.errors import WeightsMismatchError, WeightsMissingError
 
+Arch = TypeVar("Arch")
 Tensor = TypeVar("Tensor")
 
 CONFIG = "config.json"
@@ -72,6 +73,25 @@ def described(metadata: Mapping[str, str], name: str = CONFIG) -> Mapping[str, A
     except (ValueError, RecursionError, AttributeError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def buildable(arch: Arch, what: str, check: Callable[[Arch], bool]) -> Arch:
+    """An architecture that a config.json describes, if its values are of the right kind and size.
+
+    Args:
+        arch: from outside.
+        what: the model's name.
+        check: whether a model can be built of it; may fail in any way that wrong values bring about.
+
+    Raises:
+        WeightsMismatchError: they aren't.
+    """
+    try:
+        if check(arch):
+            return arch
+    except (TypeError, ValueError, AttributeError, KeyError, ZeroDivisionError, RecursionError):
+        pass
+    raise WeightsMismatchError(f"the config.json beside the file describes no {what} that patchmint can build")
 
 
 def unwrapped(tensors: Mapping[str, Tensor], known: Sequence[str]) -> dict[str, Tensor]:

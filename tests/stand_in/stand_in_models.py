@@ -64,7 +64,7 @@ class NativeLevels(Levels):
     """Brightness on a grid that depends on the image."""
 
     _cells = NativeGrid(8, 1, 8, "smart", 64 * 8, 64 * 64)
-    spec = TokenizerSpec("stand-in-native", (0, 0), (256,), _cells, native_name(_cells))
+    spec = TokenizerSpec("stand-in-native", (0, 0), (256,), _cells, native_name(_cells), rule="brightness")
 
     def tokenize(self, images):
         return [Tokens(_levels(image, *self.spec.grid_on(image.shape[:2]))) for image in images]

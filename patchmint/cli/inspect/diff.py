@@ -30,7 +30,7 @@ def diff_command(
     ],
     b: Annotated[str, typer.Argument(metavar="B", help="The data set to compare with.")],
     samples: Annotated[
-        int, typer.Option(min=0, help="Number of samples, evenly spaced, whose labels and codes are compared. 0: all.")
+        int, typer.Option(min=0, help="Number of samples, evenly spaced, whose arrays are compared. 0: all.")
     ] = 0,
     limit: Annotated[int, typer.Option(min=1, help="Number of keys to list for each kind of difference.")] = 20,
     columns_a: _ColumnsA = None,
@@ -38,10 +38,10 @@ def diff_command(
     codes: CodesOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what changed from build A to build B: settings, keys, texts, phrases, labels and codes.
+    """Show what changed from build A to build B: settings, keys, texts, phrases, labels, codes, features.
 
-    Samples are the same if their keys are. Images, boxes, coverage and features aren't compared. Two columns of a data
-    set are compared by --columns-a and --columns-b, with A and B the same.
+    Samples are the same if their keys are. Images, boxes and coverage aren't compared. Two columns of a data set are
+    compared by --columns-a and --columns-b, with A and B the same.
 
     Ends with 0 if nothing differs, 1 if something does, 2 if one can't be read.
     """
@@ -91,6 +91,7 @@ def _document(difference: Difference) -> dict[str, object]:
             "most": [asdict(flips) for flips in labels.most],
         },
         "codes": {**asdict(codes), "agreement": codes.agreement},
+        "features": asdict(difference.features),
     }
 
 
@@ -121,6 +122,7 @@ def _lines(difference: Difference) -> list[str]:
         *_named("other phrases or scores", difference.phrases),
         *_label_lines(difference),
         *_code_lines(difference),
+        *_feature_lines(difference),
     ]
 
 
@@ -156,6 +158,17 @@ def _code_lines(difference: Difference) -> list[str]:
             f"codes of {codes.compared} samples: {_percent(codes.agreement)} of {codes.cells} cells agree; "
             f"{codes.changed} samples changed"
         )
+    return lines
+
+
+def _feature_lines(difference: Difference) -> list[str]:
+    features = difference.features
+    lines = [f"features aren't compared: {features.obstacle}"] if features.obstacle else []
+    if features.other_shape:
+        lines.append(f"features of another shape: {features.other_shape} samples, not compared")
+    if features.compared:
+        most = f", by {features.largest:g} at most" if features.changed else ""
+        lines.append(f"features of {features.compared} samples: {features.changed} samples changed{most}")
     return lines
 
 

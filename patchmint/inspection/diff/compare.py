@@ -1,6 +1,6 @@
-"""What changed between two builds: settings, keys, texts, phrases, labels and codes.
+"""What changed between two builds: settings, keys, texts, phrases, labels, codes and features.
 
-Not compared: images (but how many a document has), the order of a document's parts, boxes, coverage and features.
+Not compared: images (but how many a document has), the order of a document's parts, boxes and coverage.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from patchmint.datasets.dataset import Dataset, spread
 from patchmint.datasets.rows import iter_tables
-from patchmint.inspection.diff.members import Codes, Labels, compare_members
+from patchmint.inspection.diff.members import Codes, Features, Labels, compare_members
 from patchmint.inspection.find.search import read_keys
 from patchmint.shards.manifest import held_settings
 from patchmint.shards.verify_tar import key_hash
@@ -122,6 +122,7 @@ class Difference:
         label_shares: mean over the texts of the samples of both, in A and in B; None where there are no labels.
         labels: patch by patch.
         codes: cell by cell.
+        features: number by number.
     """
 
     settings: list[Change]
@@ -136,12 +137,13 @@ class Difference:
     label_shares: tuple[float | None, float | None]
     labels: Labels
     codes: Codes
+    features: Features
 
     @property
     def is_same(self) -> bool:
         """Whether nothing that was compared differs, and nothing was in the way of comparing it."""
         samples = (self.only_a, self.only_b, self.images, self.texts, self.phrases)
-        members = (self.labels, self.codes)
+        members = (self.labels, self.codes, self.features)
         return (
             not self.settings
             and not any(some.count for some in samples)
@@ -156,7 +158,7 @@ def compare(a: Dataset, b: Dataset, *, samples: int = 0, top: int = 20, progress
     Args:
         a: the older.
         b: the newer.
-        samples: compare labels and codes of so many, evenly spread over those that both have; 0: of all.
+        samples: compare labels, codes and features of so many, evenly spread over those that both have; 0: of all.
         top: so many keys of each kind are named.
         progress: told of shards while the sidecars are read, and then of samples.
 
@@ -168,7 +170,7 @@ def compare(a: Dataset, b: Dataset, *, samples: int = 0, top: int = 20, progress
     pairs = pair(rows_a, rows_b)
     common_a, common_b = rows_a[pairs.a], rows_b[pairs.b]
     chosen = spread(len(pairs.a), samples)
-    labels, codes = compare_members(a, b, (pairs.a[chosen], pairs.b[chosen]), top, progress)
+    labels, codes, features = compare_members(a, b, (pairs.a[chosen], pairs.b[chosen]), top, progress)
     return Difference(
         settings=compare_settings(a, b),
         gaps=describe_gaps(a, b),
@@ -182,6 +184,7 @@ def compare(a: Dataset, b: Dataset, *, samples: int = 0, top: int = 20, progress
         label_shares=(mean_label_share(common_a), mean_label_share(common_b)),
         labels=labels,
         codes=codes,
+        features=features,
     )
 
 

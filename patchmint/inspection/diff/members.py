@@ -1,4 +1,4 @@
-"""Labels and codes of the same keys in two data sets, patch by patch and cell by cell."""
+"""Labels, codes and features of the same keys in two data sets, number by number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from patchmint.datasets.dataset import Dataset
 from patchmint.datasets.reader import iter_stored, sample_at
-from patchmint.shards.endings import SELECTOR
+from patchmint.shards.endings import FEATURES, SELECTOR
 from patchmint.shards.reader import StoredSample
 from patchmint.types import Integers, Progress
 
@@ -63,7 +63,7 @@ class Codes:
         """Share of equal cells; None where none were compared."""
         return self.equal / self.cells if self.cells else None
 
-    def add(self, a: Arrays, b: Arrays) -> None:
+    def add(self, _: str, a: Arrays, b: Arrays) -> None:
         """Compare the codes of a sample's images."""
         if _shapes(a) != _shapes(b):
             self.other_shape += 1
@@ -138,6 +138,35 @@ class Labels:
                 heapq.heappop(self._most)
 
 
+@dataclass
+class Features:
+    """How far the features of two builds agree.
+
+    Attributes:
+        obstacle: why they can't be compared; empty where they can, or where neither build has any.
+        compared: samples.
+        other_shape: samples passed over, since their features have another shape, or they have other images.
+        changed: samples with any other number.
+        largest: difference of two numbers.
+    """
+
+    obstacle: str = ""
+    compared: int = 0
+    other_shape: int = 0
+    changed: int = 0
+    largest: float = 0.0
+
+    def add(self, _: str, a: Arrays, b: Arrays) -> None:
+        """Compare the features of a sample's images."""
+        if _shapes(a) != _shapes(b):
+            self.other_shape += 1
+            return
+        largest = float(np.abs(_flat(a).astype(np.float32) - _flat(b).astype(np.float32)).max(initial=0))
+        self.compared += 1
+        self.changed += largest > 0
+        self.largest = max(self.largest, largest)
+
+
 def _shapes(arrays: Arrays) -> list[tuple[int, ...]]:
     return [array.shape for array in arrays]
 
@@ -148,8 +177,8 @@ def _flat(arrays: Arrays) -> Array:
 
 def compare_members(
     a: Dataset, b: Dataset, pairs: tuple[Integers, Integers], top: int, progress: Progress | None = None
-) -> tuple[Labels, Codes]:
-    """Compare the labels and codes of the same samples; only those members are read.
+) -> tuple[Labels, Codes, Features]:
+    """Compare labels, codes and features of the same samples; only those members are read.
 
     Args:
         a: one data set.
@@ -162,34 +191,37 @@ def compare_members(
         ShardError: a sample is damaged.
         StorageError: one can't be read.
     """
-    labels, codes = Labels(top), Codes()
+    labels, codes, features = Labels(top), Codes(), Features()
     if not len(pairs[0]):
-        return labels, codes
+        return labels, codes, features
     first = (sample_at(a, int(pairs[0][0])), sample_at(b, int(pairs[1][0])))
     labels.obstacle = _labels_obstacle(*first)
     codes.obstacle = _codes_obstacle(*first)
-    selector = "" if labels.obstacle or not first[0].arrays(SELECTOR) else SELECTOR
-    tokens = ("", "") if codes.obstacle else (_tokens_ending(first[0]), _tokens_ending(first[1]))
-    if not selector and not tokens[0]:
-        return labels, codes
-    for one, other in _read_pairs(a, b, pairs, selector, tokens, progress):
-        if (before := one.arrays(SELECTOR)) and (after := other.arrays(SELECTOR)):
-            labels.add(one.key, before, after)
-        if (before := one.arrays(tokens[0])) and (after := other.arrays(tokens[1])):
-            codes.add(before, after)
-    return labels, codes
+    features.obstacle = _lacking("features", FEATURES, *first)
+    tokens = (_tokens_ending(first[0]), _tokens_ending(first[1]))
+    parts = {
+        endings: part
+        for part, endings in ((labels, (SELECTOR,) * 2), (codes, tokens), (features, (FEATURES,) * 2))
+        if not part.obstacle and endings[0] and first[0].arrays(endings[0])
+    }
+    if not parts:
+        return labels, codes, features
+    for one, other in _read_pairs(a, b, pairs, list(parts), progress):
+        for endings, part in parts.items():
+            if (before := one.arrays(endings[0])) and (after := other.arrays(endings[1])):
+                part.add(one.key, before, after)
+    return labels, codes, features
 
 
 def _read_pairs(
     a: Dataset,
     b: Dataset,
     pairs: tuple[Integers, Integers],
-    selector: str,
-    tokens: tuple[str, str],
+    endings: Sequence[tuple[str, str]],
     progress: Progress | None,
 ) -> Iterator[tuple[StoredSample, StoredSample]]:
     """In blocks, since B may have the samples in another order: each data set is read from front to back."""
-    wanted = [[ending for ending in (selector, token) if ending] for token in tokens]
+    wanted = list(zip(*endings, strict=True))
     total = len(pairs[0])
     for begin in range(0, total, _BLOCK):
         in_a, in_b = pairs[0][begin : begin + _BLOCK], pairs[1][begin : begin + _BLOCK]
@@ -200,14 +232,18 @@ def _read_pairs(
                 progress(begin + number + 1, total)
 
 
+def _lacking(what: str, ending: str, a: StoredSample, b: StoredSample) -> str:
+    has_a, has_b = bool(a.arrays(ending)), bool(b.arrays(ending))
+    return "" if has_a == has_b else f"{'A' if has_b else 'B'} has no {what}"
+
+
 def _labels_obstacle(a: StoredSample, b: StoredSample) -> str:
-    has_a, has_b = bool(a.arrays(SELECTOR)), bool(b.arrays(SELECTOR))
-    if has_a != has_b:
-        return f"{'A' if has_b else 'B'} has no labels"
+    if lacking := _lacking("labels", SELECTOR, a, b):
+        return lacking
     first = [sample.images[0].grid for sample in (a, b)]
     grids = [(grid.rows, grid.cols, grid.fit) for grid in first]
     told = [grid.placement_json for grid in first]
-    if has_a and (grids[0] != grids[1] or (all(told) and told[0] != told[1])):
+    if a.arrays(SELECTOR) and (grids[0] != grids[1] or (all(told) and told[0] != told[1])):
         shown = ["{} x {} patches ({})".format(*grid) for grid in grids]
         return f"other grids: {shown[0]} in A, {shown[1]} in B"
     return ""

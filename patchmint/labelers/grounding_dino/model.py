@@ -7,7 +7,7 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
@@ -21,6 +21,7 @@ from patchmint.compute.devices import store_products
 from patchmint.labelers.grounding_dino.arch import (
     HIDDEN_DIM,
     MAX_TEXT_TOKENS,
+    Family,
     GroundingDinoArch,
     in_transformers_layout,
     infer_arch,
@@ -30,6 +31,9 @@ from patchmint.labelers.grounding_dino.hugging_face import by_upstreams_names
 from patchmint.weights.loading import StateFile, load_into
 
 _BUILDING = threading.Lock()
+
+LEAST_SHARE: Mapping[Family, float] = {"grounding-dino": 1e-3, "mm-grounding-dino": 1e-5}
+"""How far from 0 and 1 the last layer's boxes stay before their logit is taken."""
 
 _NOT_LOADED = ("label_enc.", "bert.embeddings.position_ids")
 # Official checkpoints carry a denoising table used in training only, and a buffer that older transformers stored.
@@ -205,6 +209,7 @@ def _construct(arch: GroundingDinoArch) -> nn.Module:
         model.class_embed = nn.ModuleList(ScaledContrast() for _ in range(arch.decoder_layers))
         model.transformer.decoder.class_embed = model.class_embed
         model.transformer.enc_out_class_embed = ScaledContrast()
+    model.least_share = LEAST_SHARE[arch.family]
     # The tokenizer is ours (`prompts.py`); what upstream looked up in it is meaningless.
     model.tokenizer = None
     model.specical_tokens = None

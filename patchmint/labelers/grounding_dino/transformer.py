@@ -31,7 +31,8 @@ from patchmint.labelers.grounding_dino.deformable import LevelTable, deformable_
 from patchmint.labelers.grounding_dino.encoders import ImageFeatures, PromptFeatures
 
 _EPSILON = 1e-3
-# Shares are kept this far from 0 and 1 before taking their logit (upstream `misc.py`, `inverse_sigmoid`).
+# Shares are kept this far from 0 and 1 before taking their logit (upstream `misc.py`, `inverse_sigmoid`), in
+# MM-Grounding-DINO all but the last (mmdetection's `DinoTransformerDecoder` and `GroundingDINOHead`: `least_share`).
 _ROWS_AT_ONCE = 1024
 
 _COMPILED = "compiled_layer"
@@ -123,7 +124,7 @@ def refine(model: Any, proposals: Proposals, best: torch.Tensor) -> RawDetection
     placeless = image.padding.gather(1, best)
     with computing_fully(best.device):
         logits = model.class_embed[-1](hidden, proposals.words).masked_fill(placeless[..., None], -torch.inf)
-        boxes = (model.bbox_embed[-1](hidden) + _logit(references)).sigmoid()
+        boxes = (model.bbox_embed[-1](hidden) + _logit(references, model.least_share)).sigmoid()
     return RawDetections(logits, boxes)
 
 
@@ -297,9 +298,9 @@ def compile_layers(model: Any) -> None:
     setattr(model.transformer, _GRAPH, Graphed(run, name="Grounding DINO's decoder as a CUDA graph"))
 
 
-def _logit(share: torch.Tensor) -> torch.Tensor:
+def _logit(share: torch.Tensor, least: float = _EPSILON) -> torch.Tensor:
     share = share.clamp(0, 1)
-    return torch.log(share.clamp(min=_EPSILON) / (1 - share).clamp(min=_EPSILON))
+    return torch.log(share.clamp(min=least) / (1 - share).clamp(min=least))
 
 
 def sine_embedding(values: torch.Tensor, width: int) -> torch.Tensor:

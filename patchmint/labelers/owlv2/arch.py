@@ -9,10 +9,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from patchmint.errors import WeightsMismatchError
 from patchmint.labelers.grounding_dino import arch as dino
 from patchmint.weights.architecture import Shaped
-from patchmint.weights.folder import described
+from patchmint.weights.folder import buildable, described
 from patchmint.weights.words import clip_words
 
 
@@ -55,10 +54,4 @@ def infer_detector(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -
     config = described(metadata)
     if config.get("model_type") != "owlv2":
         return dino.infer_arch(tensors, metadata)
-    arch = Owlv2Arch(config)
-    try:
-        if arch.image_size > 0 and arch.working > 0:
-            return arch
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError):
-        pass
-    raise WeightsMismatchError("the config.json beside the file describes no OWLv2 that patchmint can build")
+    return buildable(Owlv2Arch(config), "OWLv2", lambda arch: arch.image_size > 0 and arch.working > 0)

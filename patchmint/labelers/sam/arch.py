@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 from patchmint.errors import ConfigError, WeightsMismatchError
 from patchmint.labelers.sam.hugging_face import by_upstreams_names
 from patchmint.weights.architecture import ARCH_METADATA_KEY, Architecture, Shaped
-from patchmint.weights.folder import described, unwrapped
+from patchmint.weights.folder import buildable, described, unwrapped
 from patchmint.weights.recognise import looks_like
 
 Tensor = TypeVar("Tensor")
@@ -187,13 +187,7 @@ def infer_sam3(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> Sa
     if config.get("model_type") == "sam3_video":
         config = config.get("detector_config") or {}
     if _OF_SAM3 in own_of_sam3(tensors) and config.get("model_type") == "sam3":
-        arch = Sam3Arch(config)
-        try:
-            if arch.image_size > 0 and arch.working > 0:
-                return arch
-        except (TypeError, ValueError, AttributeError, ZeroDivisionError):
-            pass
-        raise WeightsMismatchError("the config.json beside the file describes no SAM 3 that patchmint can build")
+        return buildable(Sam3Arch(config), "SAM 3", lambda arch: arch.image_size > 0 and arch.working > 0)
     raise WeightsMismatchError(
         "the checkpoint isn't SAM 3 in transformers' layout (its folder has config.json and tokenizer.json besides)."
         f"{looks_like(tensors)}"
@@ -258,21 +252,18 @@ def _of_config(config: Mapping[str, Any]) -> SamArch:
 
 def _described_by(kind: str, config: Mapping[str, Any]) -> DescribedArch:
     parts = {name: config.get(name) or {} for name in ("vision_config", "prompt_encoder_config", "mask_decoder_config")}
-    arch = DescribedArch(kind, parts)
-    try:
-        backbone = parts["vision_config"].get("backbone_config", {})
-        depth = sum(backbone.get("blocks_per_stage", ())) + int(parts["vision_config"].get("num_hidden_layers", 0))
-        bounded = max(map(abs, _numbers(parts)), default=0) <= _LARGEST and depth <= _DEEPEST
-        if (
-            bounded
-            and min(arch.image_size, arch.patch_size, arch.embed_dim, arch.out_chans) > 0
-            and (kind != "edgetam" or _is_repvit(backbone))
-        ):
-            return arch
-    except (TypeError, ValueError, AttributeError, KeyError, RecursionError):
-        pass
-    raise WeightsMismatchError(
-        f"the config.json beside the file describes no {DESCRIBED[kind]} that patchmint can build"
+    return buildable(DescribedArch(kind, parts), DESCRIBED[kind], _is_bounded)
+
+
+def _is_bounded(arch: DescribedArch) -> bool:
+    vision = arch.config["vision_config"]
+    backbone = vision.get("backbone_config", {})
+    depth = sum(backbone.get("blocks_per_stage", ())) + int(vision.get("num_hidden_layers", 0))
+    return (
+        max(map(abs, _numbers(arch.config)), default=0) <= _LARGEST
+        and depth <= _DEEPEST
+        and min(arch.image_size, arch.patch_size, arch.embed_dim, arch.out_chans) > 0
+        and (arch.kind != "edgetam" or _is_repvit(backbone))
     )
 
 

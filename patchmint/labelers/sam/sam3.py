@@ -25,10 +25,10 @@ from patchmint.errors import WeightsCorruptError
 from patchmint.geometry.rle import ChosenMasks
 from patchmint.interfaces import Instances
 from patchmint.labelers.mask_rules import MaskRules
-from patchmint.labelers.phrases import phrase_spans, plain
+from patchmint.labelers.phrases import Asked, asked, plain
 from patchmint.labelers.sam.masks import Behind, MaskCollector, MaskCoverage
 from patchmint.labelers.sam.sam3_model import Matched, Parts, Picture, Texts
-from patchmint.types import RgbImage, Size, Span, Text
+from patchmint.types import RgbImage, Size, Text
 
 _HELD = 64
 _MOST_WAITING = 16
@@ -98,25 +98,17 @@ class Sam3:
         prepared: Sequence[RgbImage] | None = None,
     ) -> list[Instances]:
         """Find what each text talks about; see `patchmint.interfaces.Segmenter`."""
-        asked = [self._asked(each) for each in texts]
-        phrases = {words: number for number, words in enumerate(dict.fromkeys(a[2] for each in asked for a in each))}
+        wanted = [asked(own, splits=self._splits) for own in texts]
+        phrases = {words: number for number, words in enumerate(dict.fromkeys(a[2] for own in wanted for a in own))}
         squares = [self.prepare(image) for image in images] if prepared is None else prepared
         answers = []
         with torch.inference_mode():
             every = self._read(list(phrases))
             for part in even_parts(len(images), self._image_batch):
-                for seen, image, own in zip(self._seen(squares[part]), images[part], asked[part], strict=True):
+                for seen, image, own in zip(self._seen(squares[part]), images[part], wanted[part], strict=True):
                     size = (image.shape[0], image.shape[1])
                     answers.append(self._rules.apply(self._found(seen, size, own, phrases, every)))
         return answers
-
-    def _asked(self, texts: Sequence[Text]) -> list[tuple[int, Span, str]]:
-        """The phrases of a picture's texts: which text, where in it, and the words."""
-        return [
-            (number, (start, end), text.content[start:end])
-            for number, text in enumerate(texts)
-            for start, end in (phrase_spans(text) if self._splits else text.phrases or [(0, len(text.content))])
-        ]
 
     def _read(self, phrases: Sequence[str]) -> Texts:
         with stage("text", self._device):
@@ -136,12 +128,12 @@ class Sam3:
         self,
         seen: Picture,
         size: Size,
-        asked: Sequence[tuple[int, Span, str]],
+        sought: Sequence[Asked],
         phrases: Mapping[str, int],
         texts: Texts,
     ) -> Instances:
         """The instances of one picture. A phrase that is asked several times is looked for once."""
-        wanted = list(dict.fromkeys(words for _, _, words in asked))
+        wanted = list(dict.fromkeys(words for _, _, words in sought))
         collector = MaskCollector(size, None, self._coverage, held=_HELD, behind=self._behind)
         boxes, scores, numbers = list[list[float]](), list[float](), dict[str, range]()
         for part in even_parts(len(wanted), self._phrase_batch):
@@ -154,7 +146,7 @@ class Sam3:
                 numbers[words] = range(len(scores), len(scores) + len(chosen))
                 scores.extend(of_chosen)
                 boxes.extend(said.boxes[row, chosen].tolist())
-        taken = [(text, span, number) for text, span, words in asked for number in numbers[words]]
+        taken = [(text, span, number) for text, span, words in sought for number in numbers[words]]
         order = [number for _, _, number in taken]
         masks, edges = collector.masks(), np.array([*size[::-1], *size[::-1]], np.float32)
         return Instances(

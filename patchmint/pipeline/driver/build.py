@@ -37,7 +37,6 @@ from patchmint.pipeline.plan import (
 from patchmint.pipeline.plan.memory import runs_on_gpu
 from patchmint.pipeline.preflight import check_buildable
 from patchmint.pipeline.sources import open_sources
-from patchmint.plugins import is_outside
 from patchmint.samples import count_parts
 from patchmint.shards.commit import sweep
 from patchmint.shards.endings import DOCUMENT, INSTANCES, told_tokens, unnumbered
@@ -49,7 +48,6 @@ from patchmint.shards.manifest import (
     Manifest,
     ModelEntry,
     Totals,
-    codes_made_by,
     describe_members,
     write_manifest,
 )
@@ -62,7 +60,6 @@ from patchmint.shards.schema import TokensDocument, dump_features, parse_feature
 from patchmint.shards.shard_list import write_shard_list
 from patchmint.shards.versions import VERSION
 from patchmint.storage import Storage, creates_conditionally, open_storage, syncs_names
-from patchmint.tokenizers.build import tokenizer_arch
 
 _LOG = logging.getLogger(__name__)
 
@@ -377,14 +374,10 @@ def _write_manifest(ledger: Ledger, rejects: Mapping[str, int], base: Manifest |
     write_manifest(storage, manifest)
 
 
-def _tokens(told: Mapping[str, Any], plan: Plan) -> TokensLayout:
-    """What samples say of a tokenizer's codes, and what they don't: how these were chosen."""
+def _tokens(told: Mapping[str, Any], record: CommitRecord) -> TokensLayout:
+    """What a sample says of a tokenizer's codes, and what its unit's record does."""
     document = TokensDocument.model_validate_json(json.dumps(told))
-    made = codes_made_by(plan.config, document.member)
-    assert made is not None
-    name = made["models"]["tokenizer"]
-    rule = "" if is_outside("tokenizer", name) else tokenizer_arch(name, made["tokens"]["rule"]).rule
-    return TokensLayout(**document.model_dump(exclude={"grids"}), rule=rule)
+    return TokensLayout(**document.model_dump(exclude={"grids"}), rule=record.rules.get(document.member, ""))
 
 
 def _layout(storage: Storage, plan: Plan, record: CommitRecord, base: Manifest | None) -> Layout:
@@ -392,7 +385,7 @@ def _layout(storage: Storage, plan: Plan, record: CommitRecord, base: Manifest |
     sample = next(iter_samples(storage, record.paths[-1]))
     told = json.loads(sample.members[DOCUMENT])  # a column's says what it has only
     labels = plan.config["labels"]
-    tokens = [_tokens(each, plan) for each in told_tokens(told)]
+    tokens = [_tokens(each, record) for each in told_tokens(told)]
     (_, grid), *others = stored_grids(plan.config).items()
     layout = Layout(
         grid=GridLayout.of(grid),

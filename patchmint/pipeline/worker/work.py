@@ -315,6 +315,7 @@ class Worker:
             texts=shard.writer.texts if shard.writer is not None else 0,
             label_share=shard.writer.label_share if shard.writer is not None else None,
             images=images,
+            rules={tokens.member: tokens.rule for tokens in shard.layout.all_tokens if tokens.rule},
         )
 
     def _annotate(self, items: Items, work: _InWork) -> None:

@@ -13,14 +13,14 @@ from transformers import Emu3VQVAEConfig
 from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
 
 from patchmint.compute.devices import computing_in, ready_for, to_device
-from patchmint.errors import WeightsMismatchError
 from patchmint.geometry.native import native_name
 from patchmint.geometry.processing import fit_image
 from patchmint.interfaces import TokenizerSpec, Tokens
 from patchmint.tokenizers.emu3.arch import Emu3Arch, by_transformers_names, infer_emu3
 from patchmint.tokenizers.vqgan.quantize import best_codes
 from patchmint.types import RgbImage
-from patchmint.weights.loading import StateFile, load_into
+from patchmint.weights.described import load_described
+from patchmint.weights.loading import StateFile
 
 
 class Emu3Tokenizer:
@@ -117,14 +117,9 @@ class Emu3Tokenizer:
 
 
 def _load(state: StateFile, arch: Emu3Arch) -> Any:
-    try:
-        with torch.device("meta"):
-            model = Emu3VQVAE(Emu3VQVAEConfig(**arch.config))
-    except Exception as error:  # strict configs raise errors of their own
-        raise WeightsMismatchError(f"{state.path} describes no tokenizer of Emu3: {error}") from error
-    model = model.to_empty(device="cpu")
     own = by_transformers_names(state.tensors)
     flat = {name: own[name][..., 0, 0] for name in own if name.endswith("_proj.weight") and own[name].ndim == 4}
     tensors = own | flat  # what is a matrix here is a 1 x 1 convolution in BAAI's layout
-    load_into(model, replace(state, tensors=tensors), what="Emu3's tokenizer")
-    return model.eval().requires_grad_(requires_grad=False)
+    return load_described(
+        lambda: Emu3VQVAE(Emu3VQVAEConfig(**arch.config)), replace(state, tensors=tensors), what="Emu3's tokenizer"
+    )
