@@ -83,6 +83,9 @@ class RayCluster:
             "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'stand_in'}",
             # so that a job has the time to end in order
             "RAY_JOB_STOP_WAIT_TIME_S": "30",
+            # what nothing here looks at: workers in store, and what the processes of a node use
+            "RAY_prestart_worker_first_driver": "0",
+            "REPORTER_UPDATE_INTERVAL_MS": "3600000",
             # A job says `python`: on a node that is the environment's, whether or not the tests' shell activated it.
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
@@ -136,13 +139,14 @@ class RayCluster:
         return "".join(map(_metrics, self._metrics_ports))
 
     def _start_head(self):
-        port, dashboard, client, *self._metrics_ports = _free_ports(5)
+        port, dashboard, *self._metrics_ports = _free_ports(4)
         self.address = f"127.0.0.1:{port}"
         self.dashboard = f"http://127.0.0.1:{dashboard}"
         self.env["RAY_ADDRESS"] = self.address
         env = {name: value for name, value in self.env.items() if name != "RAY_ADDRESS"}
         options = ["--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=1", "--num-gpus=0"]
-        options += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+        options += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+        options += ["--ray-client-server-port=0", "--no-monitor"]  # nobody is a client; there is no autoscaler
         options += [f"--metrics-export-port={self._metrics_ports[0]}", f"--temp-dir={self.folder / 't'}"]
         self.head = Node(options, env, self.folder / "head.log")
 

@@ -91,6 +91,7 @@ Worker.do = do
 
 @pytest.fixture(scope="module")
 def running():
+    warm.start_server()
     with ray_cluster() as cluster:
         modules = cluster.folder / "modules"
         modules.mkdir()
@@ -159,13 +160,17 @@ def worker_env(cluster, *, sleep=0, module="", tell=None, package=ROOT):
 
 
 class Driver:
-    """A driver as a job's is, with the job's settings in its environment; warm, unless something stands before it."""
+    """A driver as a job's is, with the job's settings in its environment.
+
+    It is warm, unless something stands before it; its workers are, unless they have a patchmint of their own.
+    """
 
     started: ClassVar[list[subprocess.Popen[bytes] | warm.Python]] = []
 
     def __init__(self, cluster, out, options, **for_workers):
         driver_env, prefix = for_workers.pop("driver_env", {}), for_workers.pop("prefix", [])
-        job = {"runtime_env": {"env_vars": worker_env(cluster, **for_workers)}}
+        python = {} if "package" in for_workers else {"py_executable": warm.EXECUTABLE}
+        job = {"runtime_env": {"env_vars": worker_env(cluster, **for_workers)} | python}
         env = cluster.env | driver_env | {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
         cwd = cluster.folder if "package" in for_workers else ROOT  # Ray adds the driver's folder to the workers' paths
         self.out = out

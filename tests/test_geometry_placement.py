@@ -62,16 +62,18 @@ def reference_offset_and_scale(grid, size):
                 yield ((top - paste_y) * scale_y, scale_y), ((left - paste_x) * scale_x, scale_x)
 
 
-def reference_boxes(grid, size):
-    """XYXY of every cell in original pixels, exact."""
-    rows = []
+def reference_borders(grid, size):
+    """Of every view the borders of its rows, and of its columns, in original pixels, exact."""
     for (top, scale_y), (left, scale_x) in reference_offset_and_scale(grid, size):
-        for row in range(grid.rows):
-            y0 = top + row * grid.patch_px * scale_y
-            y1 = y0 + grid.patch_px * scale_y
-            x = [left + col * grid.patch_px * scale_x for col in range(grid.cols + 1)]
-            rows.append([(x0, y0, x1, y1) for x0, x1 in pairwise(x)])
-    return rows
+        yield (
+            [top + row * grid.patch_px * scale_y for row in range(grid.rows + 1)],
+            [left + col * grid.patch_px * scale_x for col in range(grid.cols + 1)],
+        )
+
+
+def shares_inside(borders, length):
+    """How much of each row or column lies in the image, exact."""
+    return [max(min(end, length) - max(start, 0), 0) / (end - start) for start, end in pairwise(borders)]
 
 
 GRIDS = {
@@ -88,26 +90,24 @@ GRIDS = {
 def test_cells_and_edges_lie_where_the_published_code_puts_them(name, size):
     grid = GRIDS[name]
     placement = grid.place(size)
-    inside = placement.inside
-    expected = reference_boxes(grid, size)
-    assert placement.shape == inside.shape == (len(expected), grid.cols)
-    for row, boxes in enumerate(expected):
-        for col, (x0, y0, x1, y1) in enumerate(boxes):
-            # The nearest floats to the exact borders, not merely close ones.
-            assert placement.cell_box(row, col) == tuple(map(float, (x0, y0, x1, y1)))
-            wide = max(min(x1, size[1]) - max(x0, 0), 0) / (x1 - x0)
-            high = max(min(y1, size[0]) - max(y0, 0), 0) / (y1 - y0)
-            exact = wide * high
-            assert inside[row, col] == pytest.approx(float(exact), abs=1e-12)
-            assert (inside[row, col] == 0) == (exact == 0)
-            assert (inside[row, col] == 1) == (exact == 1)
+    expected = list(reference_borders(grid, size))
+    assert placement.shape == placement.inside.shape == (len(expected) * grid.rows, grid.cols)
+    for index, (rows, cols) in enumerate(expected):
+        for row, (y0, y1) in enumerate(pairwise(map(float, rows)), index * grid.rows):
+            for col, (x0, x1) in enumerate(pairwise(map(float, cols))):
+                # The nearest floats to the exact borders, not merely close ones.
+                assert placement.cell_box(row, col) == (x0, y0, x1, y1)
+        inside = placement.inside[index * grid.rows : (index + 1) * grid.rows]
+        exact = np.outer(shares_inside(rows, size[0]), shares_inside(cols, size[1]))  # of fractions
+        np.testing.assert_allclose(inside, exact.astype(float), rtol=0, atol=1e-12)
+        np.testing.assert_array_equal(inside == 0, exact == 0)
+        np.testing.assert_array_equal(inside == 1, exact == 1)
     for frame in (None, size, (256, 192), (1, 1)):
         factor_y, factor_x = (Fraction(f, s) for f, s in zip(frame or size, size, strict=True))
-        for index, view in enumerate(placement.views):
+        for view, (rows, cols) in zip(placement.views, expected, strict=True):
             y, x = placement.edges(view, frame)
-            boxes = expected[index * grid.rows : (index + 1) * grid.rows]
-            assert y.tolist() == [float(row[0][1] * factor_y) for row in boxes] + [float(boxes[-1][0][3] * factor_y)]
-            assert x.tolist() == [float(b[0] * factor_x) for b in boxes[0]] + [float(boxes[0][-1][2] * factor_x)]
+            assert y.tolist() == [float(border * factor_y) for border in rows]
+            assert x.tolist() == [float(border * factor_x) for border in cols]
             assert (np.diff(y) > 0).all()
             assert (np.diff(x) > 0).all()
 
