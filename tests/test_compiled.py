@@ -15,7 +15,7 @@ from patchmint.compute.compiled import Compiled, CompiledPart, Graphed, OwnKerne
 from patchmint.compute.compiled import ran as compiled_calls
 from patchmint.compute.devices import computing_in
 from patchmint.config import AnnotatorConfig
-from patchmint.config.build import BuildConfig
+from patchmint.errors import ConfigError
 from patchmint.jobs.status import status
 from patchmint.labelers import grounded_sam
 from patchmint.labelers.grounding_dino import arch as dino_arch
@@ -27,8 +27,9 @@ from patchmint.labelers.sam.arch import TINY
 from patchmint.labelers.sam.image_encoder import ImageEncoder
 from patchmint.labelers.sam.model import untrained
 from patchmint.pipeline.driver import build as driver
-from patchmint.pipeline.plan import models
-from patchmint.shards.plan import ModelRecord, Plan, Unit
+from patchmint.pipeline.plan import make_retry_plan, models
+from patchmint.shards.plan import ModelRecord, load_plan, load_plans
+from patchmint.storage import open_storage
 from patchmint.tokenizers.vqgan import arch as vqgan_arch
 from patchmint.tokenizers.vqgan import model as vqgan_model
 from patchmint.tokenizers.vqgan import tokenizer as vqgan_tokenizer
@@ -382,7 +383,7 @@ def test_nothing_is_compiled_on_a_cpu(monkeypatch):
     assert loaded.tokenizers["vqgan"]._encoder is loaded.tokenizers["vqgan"]._model.encoder
 
 
-def test_a_worker_takes_the_setting_from_its_runner(monkeypatch, tmp_path):
+def test_workers_compile_if_the_plan_says_so_and_go_on_with_that(monkeypatch, tmp_path):
     told = []
     original = AnnotationModels.load
 
@@ -404,22 +405,20 @@ def test_a_worker_takes_the_setting_from_its_runner(monkeypatch, tmp_path):
         assert told.pop() == {"compiled": found.last_run["compiled"]} == {"compiled": name in "ac"}
         said = "".join(map(str, _shown(name, found).renderables))
         assert ("not compiled on GPUs" in said) == (name in "bd")
+    storage = open_storage(tmp_path / "c")
+    plan = load_plan(storage)
+    monkeypatch.setattr(models, "_PAYS", 10)
+    assert make_retry_plan(storage, [plan], [0]).compiled  # though it wouldn't pay
+    assert load_plans(storage)[1].compiled
+    config = make_config(tmp_path / "c.yaml", tmp_path / "in", tmp_path / "c", runner=runner)  # compile: false
+    with pytest.raises(ConfigError, match="compile: true there, false here"):
+        build_here(config, tmp_path / "c")
 
 
-@pytest.mark.parametrize(("units", "role", "size", "pays"), [
-    (4000, "masker", 2_564_550_879, False), (5000, "masker", 2_564_550_879, True),
-    (5000, "masker", 25_000_000, False), (5000, "vit", 2_564_550_879, False),
+@pytest.mark.parametrize(("images", "role", "size", "pays"), [
+    (4_000_000, "masker", 2_564_550_879, False), (5_000_000, "masker", 2_564_550_879, True),
+    (5_000_000, "masker", 25_000_000, False), (5_000_000, "vit", 2_564_550_879, False),
 ])  # fmt: skip
-def test_whether_compiling_pays_follows_from_the_plan_alone(units, role, size, pays):
-    """In units of 1000 samples; a vision encoder isn't compiled."""
-    plan = Plan(0, [Unit(0, 1000, 0, "", 0)] * units, {}, "", {role: ModelRecord(role, "its name", size=size)}, {})
-    assert models.compile_pays(plan) is pays
-
-
-@pytest.mark.parametrize("kind", ["local", "ray"])
-def test_the_setting_decides_nothing_of_the_data_set(kind):
-    base = {"source": {"kind": "coco", "uri": "x"}, "output": {"uri": "out"}}
-    plain, compiled = (BuildConfig.parse(base | {"runner": {"kind": kind, "compile": each}}) for each in (False, True))
-    assert BuildConfig.parse(base | {"runner": {"kind": kind}}).runner.compile is None
-    assert compiled.runner.compile is True
-    assert plain.digest({}) == compiled.digest({})
+def test_compiling_pays_for_many_images_and_large_models(images, role, size, pays):
+    """A vision encoder isn't compiled."""
+    assert models.compile_pays(images, {role: ModelRecord(role, "its name", size=size)}) is pays

@@ -268,8 +268,11 @@ def test_another_build_in_the_same_folder_is_refused(tmp_path, monkeypatch):
     other = build_config(tmp_path, grid="seed-224")
     with pytest.raises(ConfigError, match=f"{tmp_path} holds .*\n  grid: llava-1.5-finetune there, seed-224 here"):
         plan.check_same(other, record_models(other))
-    same = build_config(tmp_path, runner={"workers": 2})
+    same = build_config(tmp_path, runner={"workers": 2, "compile": False})
     plan.check_same(same, record_models(same))
+    compiled = build_config(tmp_path, runner={"compile": True})
+    with pytest.raises(ConfigError, match=r"other settings:\n  runner.compile: false there, true here\n"):
+        plan.check_same(compiled, record_models(compiled))
     changed = record_models(same) | {"masker": ModelRecord("masker", UNTRAINED, sha256="ab" * 32)}
     with pytest.raises(ConfigError, match=r"models.masker: content untrained-tiny there, abab\w* here"):
         plan.check_same(same, changed)

@@ -41,7 +41,7 @@ MOST_BYTES_OF_A_BATCH = 2**29
 
 _COMPILE = (
     "On GPUs, compile the models' large networks with torch.compile: minutes at the start. null: if the plan has so "
-    "many samples that it pays."
+    "many images that it pays. The plan keeps the choice."
 )
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 

@@ -99,6 +99,8 @@ class Plan:
         models: by role.
         versions: of the libraries that the plan was made with.
         absent: what of the source is no sample, by reason (`Absent`); of a retry plan nothing.
+        compiled: whether models are compiled where they run on a GPU: that may change the last bits of their sums, so
+            whoever goes on with the plan does the same.
         version: of the format.
         digest: SHA-256, hexadecimal, of all this.
         total: number of samples.
@@ -112,6 +114,7 @@ class Plan:
     models: Mapping[str, ModelRecord] = field(repr=False)
     versions: Mapping[str, str] = field(repr=False)
     absent: Mapping[str, int] = field(default_factory=dict, repr=False)
+    compiled: bool = False
     version: int = VERSION
 
     @cached_property
@@ -136,6 +139,8 @@ class Plan:
         content = [name, self.generation, self.config, self.config_digest, models, dict(self.versions), units]
         if self.version > 1:
             content.append(dict(self.absent))
+        if self.compiled:  # others say what they did before there was a choice
+            content.append("compiled")
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
     def check_same(self, config: BuildConfig, models: Mapping[str, ModelRecord]) -> None:
@@ -163,7 +168,7 @@ class Plan:
 
     def is_of(self, config: BuildConfig, models: Mapping[str, ModelRecord]) -> bool:
         """Whether it is the plan of these settings and models, as for `check_same`."""
-        return config.digest(fingerprints(models)) == self.config_digest
+        return config.digest(fingerprints(models)) == self.config_digest and self._compiles_as(config)
 
     def changes(self, config: BuildConfig, models: Mapping[str, ModelRecord]) -> list[str]:
         """What decides the bytes and differs, a line each; arguments as for `check_same`."""
@@ -172,7 +177,13 @@ class Plan:
             old, new = self.models[role], models[role]
             if (old.name == new.name or role == "extended") and old.fingerprint != new.fingerprint:
                 lines.append(f"models.{role}: content {old.fingerprint} there, {new.fingerprint} here")
+        if not self._compiles_as(config):
+            there, here = (str(each).lower() for each in (self.compiled, config.runner.compile))
+            lines.append(f"runner.compile: {there} there, {here} here")
         return lines
+
+    def _compiles_as(self, config: BuildConfig) -> bool:
+        return config.runner.compile in (None, self.compiled)
 
 
 def planned_sources(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -196,6 +207,7 @@ def write_index(plan: Plan) -> bytes:
         "patchmint.models": canonical_json({role: asdict(record) for role, record in plan.models.items()}),
         "patchmint.versions": canonical_json(dict(plan.versions)),
         "patchmint.absent": canonical_json(dict(plan.absent)),
+        **({"patchmint.compiled": "true"} if plan.compiled else {}),
     }
     columns: dict[str, list[int] | list[str]] = {
         "unit": [unit.id for unit in plan.units],
@@ -272,6 +284,7 @@ def _parse(data: bytes) -> tuple[Plan, str]:
         models={role: ModelRecord(**record) for role, record in json.loads(metadata["patchmint.models"]).items()},
         versions=json.loads(metadata["patchmint.versions"]),
         absent=json.loads(metadata["patchmint.absent"]) if version > 1 else {},
+        compiled="patchmint.compiled" in metadata,
         version=version,
     )
     return plan, metadata["patchmint.plan_digest"]

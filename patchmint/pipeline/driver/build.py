@@ -24,7 +24,6 @@ from patchmint.pipeline.driver.runs import RunLog, new_run_id
 from patchmint.pipeline.driver.supervise import Supervisor
 from patchmint.pipeline.orders import UnitResult, WorkerSettings
 from patchmint.pipeline.plan import (
-    compile_pays,
     discard_plan,
     is_whole,
     library_versions,
@@ -178,11 +177,13 @@ def build(
         reporter.started(ledger.plans[0], len(ledger.units), done_before)
         # a retry is planned only when everything before it is done, so what is left is of one plan
         plan = next((plan for plan in ledger.plans if ledger.left and ledger.left[0] in plan.units), ledger.plans[-1])
-        compiled = _compiled(config, plan)
-        log.building(compiled=compiled if runs_on_gpu(config) else None)
+        log.building(compiled=plan.compiled if runs_on_gpu(config) else None)
+        if runs_on_gpu(config):
+            why = f"of {ledger.planned} samples" if config.runner.compile is None else "of runner.compile"
+            _LOG.info("models are %s because %s", "compiled" if plan.compiled else "not compiled", why)
         if ledger.left:
             before = ledger.rejects()
-            settings = WorkerSettings(config, run_id, plan.digest, dict(plan.models), profile, compiled)
+            settings = WorkerSettings(config, run_id, plan.digest, dict(plan.models), profile, plan.compiled)
             supervisor = Supervisor(
                 make_pool(settings),
                 ledger.left,
@@ -226,16 +227,6 @@ def build(
         done_before=done_before,
         profile=log.record.profile,
     )
-
-
-def _compiled(config: BuildConfig, plan: Plan) -> bool:
-    """Whether workers compile their models where they run on a GPU."""
-    wanted = config.runner.compile
-    compiled = compile_pays(plan) if wanted is None else wanted
-    if runs_on_gpu(config):
-        why = f"the plan has {plan.total} samples" if wanted is None else "runner.compile says so"
-        _LOG.info("models are %s: %s", "compiled" if compiled else "not compiled", why)
-    return compiled
 
 
 def _report(progress: Progress, result: UnitResult | None, log: RunLog, reporter: Reporter) -> None:

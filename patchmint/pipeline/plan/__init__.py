@@ -2,7 +2,7 @@
 
 from patchmint.pipeline.plan.estimate import DryRun, LookedAt, Sampled, estimate
 from patchmint.pipeline.plan.make import discard_plan, is_whole, make_plan, make_retry_plan, sweep_unplanned
-from patchmint.pipeline.plan.models import check_models, compile_pays, library_versions, record_models
+from patchmint.pipeline.plan.models import check_models, library_versions, record_models
 from patchmint.pipeline.plan.reading import reading, to_batches
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     "LookedAt",
     "Sampled",
     "check_models",
-    "compile_pays",
     "discard_plan",
     "estimate",
     "is_whole",

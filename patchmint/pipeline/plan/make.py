@@ -18,7 +18,7 @@ from patchmint.config.build import BuildConfig
 from patchmint.errors import BuildError, ConfigError, StorageError
 from patchmint.json_values import differences
 from patchmint.pipeline.plan.keys import Repeats, marked
-from patchmint.pipeline.plan.models import library_versions
+from patchmint.pipeline.plan.models import compile_pays, library_versions
 from patchmint.pipeline.plan.reading import KEPT
 from patchmint.samples import PlannedSample, describe_absent
 from patchmint.shards.paths import COMMITS, PLAN_PATH, PUBLISHED, plan_path, prefix_and_unit
@@ -70,6 +70,8 @@ def make_plan(
         units = tuple(write_parts(numbered, storage))
     if not units:
         raise no_samples(config, absent)
+    wanted = config.runner.compile
+    pictures = sum(unit.images or unit.samples for unit in units)
     plan = Plan(
         generation=0,
         units=units,
@@ -78,6 +80,7 @@ def make_plan(
         models=dict(models),
         versions=library_versions(),
         absent=dict(sorted((reason, count) for reason, count in absent.items() if count)),
+        compiled=compile_pays(pictures, models) if wanted is None else wanted,
     )
     return _create(storage, plan, lambda other: other.check_same(config, models), may_replace)
 
@@ -186,6 +189,7 @@ def make_retry_plan(storage: Storage, plans: Sequence[Plan], rejected: Iterable[
         config_digest=plan.config_digest,
         models=plan.models,
         versions=library_versions(),
+        compiled=plan.compiled,
     )
     return _create(storage, retry, lambda _: None, lambda: False)
 

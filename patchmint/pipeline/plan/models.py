@@ -17,7 +17,7 @@ from patchmint.datasets.extension import extended_manifest
 from patchmint.errors import BuildError, WeightsMissingError
 from patchmint.json_values import canonical_json
 from patchmint.plugins import find_plugin, group_of, is_outside, package_of
-from patchmint.shards.plan import ModelRecord, Plan
+from patchmint.shards.plan import ModelRecord
 from patchmint.version import __version__
 from patchmint.weights.checksums import recorded_sha256, sha256_of
 from patchmint.weights.folder import notes_beside
@@ -113,14 +113,11 @@ def _told(record: ModelRecord) -> str:
     return " ".join(filter(None, (record.sha256, record.distribution))) or record.name
 
 
-def compile_pays(plan: Plan) -> bool:
-    """Whether a build on GPUs should compile its models where the settings leave that open.
-
-    Follows from the plan alone: every worker, and every run that resumes the build, does the same.
-    """
-    gigabytes = {role: record.size / 1e9 for role, record in plan.models.items()}
+def compile_pays(images: int, models: Mapping[str, ModelRecord]) -> bool:
+    """Whether a build of so many images on GPUs should compile its models where the settings leave that open."""
+    gigabytes = {role: record.size / 1e9 for role, record in models.items()}
     saved = sum(gigabytes.get(role, 0.0) * seconds for role, seconds in _SAVED_BY_COMPILING.items())
-    return plan.total * saved > _PAYS * _COMPILING_SECONDS
+    return images * saved > _PAYS * _COMPILING_SECONDS
 
 
 def library_versions() -> dict[str, str]:
