@@ -25,10 +25,9 @@ from typing import Any
 
 import matplotlib as mpl
 import torch
-from data import Size
 from judge import HeldOut, judge
 from model import WIDTH, Maven
-from run import RATIOS, TINY, Data, Plan, figures_of, train
+from run import RATIOS, TINY, Data, Plan, run
 from stages import KEEP, Task, fit, learn_words, talk
 from torch import Tensor, nn
 from torch.nn import functional
@@ -85,10 +84,10 @@ class Compressed(Maven):
 
 def connectors(data: Data, out: Path, steps: int, seed: int, words: int) -> dict[str, dict[str, Any]]:
     """Losses of held-out descriptions as training goes on, and F1 at its end, by connector."""
-    manifest = read_manifest(open_storage(str(data.learn.dataset)))
+    manifest = read_manifest(open_storage(str(data.labelled.dataset)))
     made = (data.texts(), manifest.layout, Codebook.of(manifest), seed)
     base = Maven(*made)
-    learn_words(base, data.learn.dataset, out, words)
+    learn_words(base, data.pictures, out, words)
     features = manifest.layout.features
     tokens = math.prod(features.grid) // 4
     torch.manual_seed(seed)
@@ -105,7 +104,7 @@ def connectors(data: Data, out: Path, steps: int, seed: int, words: int) -> dict
         world.extend()
         world.projector = projector
         sequences = partial(talk, world, "continuous", KEEP, states=0)
-        dataset = StageDataset(data.learn.dataset, include=["features"], text="first", sequences=sequences)
+        dataset = StageDataset(data.pictures, include=["features"], text="first", sequences=sequences)
         task = Task(dataset, partial(world.loss, ratio=KEEP))
         parameters = [*world.llm.parameters(), *projector.parameters()]
         path = out / f"{name.replace(', ', '-')}.pt"
@@ -114,7 +113,7 @@ def connectors(data: Data, out: Path, steps: int, seed: int, words: int) -> dict
         for end in range(steps // POINTS, steps + 1, steps // POINTS):
             fit(path, world, [task], parameters, steps, 2e-3, until=end)
             losses.append(_held_out_loss(world, held_out))
-        found[name] = {"losses": losses, **judge(world, replace(held_out, pairs=()), "continuous")}
+        found[name] = {"losses": losses, **judge(world, replace(held_out, pairs=()), "continuous")[0]}
     return found
 
 
@@ -182,19 +181,19 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a few scenes and steps")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    plan = TINY if options.tiny else Plan(Size())
+    plan = TINY if options.tiny else Plan()
     data = Data(options.out, plan.size)
-    by_seed: list[dict[str, Any]] = []
-    for seed in range(options.seeds):
-        folder = options.out / f"seed-{seed}"
-        folder.mkdir(parents=True, exist_ok=True)
-        found: dict[str, Any] = {}
-        if options.only != "connectors":
-            found["tokens"] = figures_of(train(data, folder, plan.steps, seed), data)
-        if options.only != "tokens":
+    seeds = range(options.seeds)
+    by_seed: list[dict[str, Any]] = [{} for _ in seeds]
+    if options.only != "connectors":
+        for found, figures in zip(by_seed, run(data, options.out, plan.steps, seeds), strict=True):
+            found["tokens"] = figures
+    if options.only != "tokens":
+        for seed, found in zip(seeds, by_seed, strict=True):
+            folder = options.out / f"seed-{seed}"
+            folder.mkdir(parents=True, exist_ok=True)
             found["connectors"] = connectors(data, folder, options.steps, seed, plan.steps.words)
-        by_seed.append(found)
-        (options.out / "papers.json").write_text(json.dumps(by_seed, indent=1) + "\n")
+    (options.out / "papers.json").write_text(json.dumps(by_seed, indent=1) + "\n")
     plot(by_seed, options.out / "papers.png")
     rows = [flat(found) for found in by_seed]
     for name in rows[0]:
