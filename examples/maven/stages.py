@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
-from model import Maven, Mode
+from model import SPECIAL, WIDTH, Maven, Mode
 from torch import Tensor, nn
+from torch.nn import functional
 
 from patchmint.demo.documents import IN_NONE, ORDINALS
 from patchmint.demo.shapes import COLOURS, SHAPES
@@ -52,7 +54,7 @@ class Steps:
     """Optimizer steps of each stage."""
 
     words: int = 300
-    selector: int = 250
+    selector: int = 400
     codes: int = 100
     projector: int = 100
     everything: int = 300
@@ -147,25 +149,69 @@ def talk(
     return made
 
 
-def selector_state(world: Maven, sample: StageSample) -> Made:
-    """What the selector is asked in stage 1: about all things (a sample's first text), or about one (its second)."""
+def selector_state(world: Maven, sample: StageSample, codes: int | None = None) -> Made:
+    """What the selector is asked in stage 1: about all things (a sample's first text), or about one (its second).
+
+    `codes` is how many of the picture's are read; None: all.
+    """
     question = question_of(sample.text) if sample.text_index else DESCRIBE
-    return {"state0": world.builder.state(sample.codes, question)}
+    return {"state0": world.builder.state(sample.codes.flatten()[:codes], question)}
 
 
 def learn_words(world: Maven, data: Sequence[Path], out: Path, steps: int) -> None:
     """Before stage 1, for MaVEn's Vicuna: the language model learns to talk about pictures that are told in words."""
-    tasks = [_told(world, data, "words", 1, group) for group in (2, 1, 2, 4)]
+    tasks = [*(_told(world, data, "words", 1, group) for group in (2, 1, 2, 4)), _remembered(world, data)]
     with only(world, "llm"):
         fit(out / "words.pt", world, tasks, world.llm.parameters(), steps, 3e-3)
 
 
-def stage1(world: Maven, data: Path, out: Path, steps: int) -> None:
-    """The selector, on the shards' labels; the language model gives its state and is frozen."""
+def _remembered(world: Maven, data: Sequence[Path]) -> Task:
+    """At `<EOS>`, where the selector's state is taken, to name the words of the question that stands before the codes.
+
+    A pretrained language model's state has them; one that has learnt nothing at `<EOS>` hasn't. Rows of codes are
+    drawn anew for each batch, as `resize_embeddings` will draw them, so the question is read past whatever they are;
+    most pictures have few, past which that is learnt first.
+    """
+
+    def sequences(sample: StageSample) -> Made:
+        codes = random.Random(f"{sample.key} {sample.text_index}").choice((1, 4, 9, None))  # noqa: S311
+        return selector_state(world, sample, codes)
 
     def loss(batch: StageBatch) -> Tensor:
-        logits = world.selector(world.patches(batch), world.states(batch))
-        return selector_loss(logits, batch.feature_selector.flatten(1), batch.feature_mask.flatten(1))
+        asked = batch.sequences["state0"]
+        words = world.llm.get_input_embeddings().weight
+        by_batch = torch.Generator().manual_seed(random.Random("".join(batch.keys)).getrandbits(32))  # noqa: S311
+        drawn = torch.randn(world.vocabulary.size - len(words), WIDTH, generator=by_batch)
+        rows = torch.cat([words, words.mean(0) + words.std(0) * drawn])
+        read = world.llm.model(
+            inputs_embeds=functional.embedding(asked.input_ids, rows), attention_mask=asked.attention_mask
+        )
+        states = read.last_hidden_state[torch.arange(len(asked.input_ids)), asked.state_positions]
+        named = torch.zeros(len(states), len(rows)).scatter_(1, asked.input_ids, 1)[:, : len(words)]
+        named[:, world.tokenizer.convert_tokens_to_ids([*SPECIAL.values()])] = 0
+        return functional.cross_entropy(world.llm.lm_head(states), named / named.sum(1, keepdim=True))
+
+    return Task(StageDataset(data, include=("codes",), sequences=sequences), loss)
+
+
+def stage1(world: Maven, data: Path, out: Path, steps: int) -> None:
+    """The selector, on the shards' labels; the language model gives its state and is frozen.
+
+    Things are few among an image's patches, and most images of a batch could be told by things alone. So a thing's
+    patches are learnt with another sample's question, too: they aren't what that asks for.
+    """
+
+    def loss(batch: StageBatch) -> Tensor:
+        patches, states, labels = world.patches(batch), world.states(batch), batch.feature_selector.flatten(1)
+        found = selector_loss(world.selector(patches, states), labels, batch.feature_mask.flatten(1))
+        single = [place for place, text in enumerate(batch.text_indices) if text]
+        pairs = [
+            (own, other) for own, other in pairwise([*single, *single[:1]]) if batch.texts[own] != batch.texts[other]
+        ]
+        own, other = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
+        if not (shown := labels[own] > 0).any():
+            return found
+        return found + selector_loss(world.selector(patches[own], states[other]), torch.zeros_like(labels[own]), shown)
 
     include = ("labels", "codes", "features")
     dataset = StageDataset(data, include=include, sequences=partial(selector_state, world))
