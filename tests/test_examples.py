@@ -105,25 +105,27 @@ def maven(tmp_path, monkeypatch):
     halves = torch.arange(6) < 3, torch.arange(6) >= 3
     truth = [SimpleNamespace(apart=lambda thing: halves)] * 9
     part = SimpleNamespace(dataset=pictures, truth=truth)
-    texts = ["Which picture has a second text? The first picture. Describe the picture. what? a cat"]
-    made = SimpleNamespace(learn=part, held_out=part, documents=None, held_out_documents=None, texts=lambda: texts)
+    texts = ["Which picture has a second text? The first picture. None of them. Describe the picture: what? a cat"]
+    texts += modules.stages.ORDINALS
+    made = SimpleNamespace(labelled=part, pictures=[pictures], held_out=part, documents=None, held_out_documents=None)
+    made.texts = lambda: texts
     return SimpleNamespace(made=made, **vars(modules))
 
 
 def test_maven_trains_in_stages_and_is_judged(maven, tmp_path, monkeypatch):
     """Each stage asserts by itself that nothing else changes. docs/papers.md has the figures of a whole run."""
     monkeypatch.setattr(maven.run, "RATIOS", (0.25, 1.0))
-    steps = maven.stages.Steps(2, 2, 2, 2, 6)
-    trained = maven.run.train(maven.made, tmp_path / "out", steps)
-    figures = maven.run.figures_of(trained, maven.made)
+    steps, modes = maven.stages.Steps(2, 2, 2, 2, 6), maven.model.MODES
+    found = [maven.run.figures_of(maven.made, tmp_path, steps, (0, mode)) for mode in (None, *modes)]
+    figures = maven.run.by_figure(found[0], dict(zip(modes, found[1:], strict=True)))
     for name in ("colour_f1", "shape_f1", "which"):
-        assert figures[name].keys() == figures["exchanged"][name].keys() == set(maven.model.MODES)
-        assert all(0 <= value <= 1 for value in (*figures[name].values(), figures["chance"][name]))
+        assert figures[name].keys() == figures["exchanged"][name].keys() == figures["chance"][name].keys() == set(modes)
+        assert all(0 <= figures[kind][name][mode] <= 1 for kind in ("exchanged", "chance") for mode in modes)
     assert 0 <= figures["auc_between_things"] <= 1
     assert 0 <= figures["recall_at_keep"] <= 1
     assert figures["keep_selector"]["hybrid"].keys() == figures["keep_random"]["continuous"].keys()
     maven.run.plot(figures, tmp_path / "plot.png")
-    world = trained["hybrid"]
+    world = maven.run.train(maven.made, tmp_path, steps, 0, "hybrid")
     checked = maven.stages.only(world, "projector")
     checked.__enter__()
     for parameters in (world.projector.parameters(), world.llm.model.norm.parameters()):
@@ -134,7 +136,7 @@ def test_maven_trains_in_stages_and_is_judged(maven, tmp_path, monkeypatch):
 
 def test_a_stage_that_was_stopped_ends_with_the_same_numbers(maven, tmp_path, monkeypatch):
     monkeypatch.setattr(maven.stages, "CHECKPOINT", 2)
-    begun = maven.run.train(maven.made, tmp_path, maven.stages.Steps(1, 1, 1, 1, 1), modes=["hybrid"])["hybrid"]
+    begun = maven.run.train(maven.made, tmp_path, maven.stages.Steps(1, 1, 1, 1, 1), 0)
     ends = []
     for name, stopped in (("whole", False), ("resumed", True)):
         (tmp_path / name).mkdir()
@@ -143,15 +145,15 @@ def test_a_stage_that_was_stopped_ends_with_the_same_numbers(maven, tmp_path, mo
             losses = iter([world.loss] * 3)
             monkeypatch.setattr(world, "loss", lambda *given, left=losses, **more: next(left)(*given, **more))
             with pytest.raises(StopIteration):
-                maven.stages.stage4(world, maven.made.learn.dataset, None, tmp_path / name, 6, "hybrid")
+                maven.stages.stage4(world, maven.made.pictures, None, tmp_path / name, 6, "hybrid")
         world = deepcopy(begun)
-        maven.stages.stage4(world, maven.made.learn.dataset, None, tmp_path / name, 6, "hybrid")
+        maven.stages.stage4(world, maven.made.pictures, None, tmp_path / name, 6, "hybrid")
         ends.append(world.state_dict())
     assert all(torch.equal(one, other) for one, other in zip(ends[0].values(), ends[1].values(), strict=True))
 
 
 def test_the_scenes_of_maven_know_their_truth(maven, tmp_path, monkeypatch):
-    monkeypatch.setattr(maven.data, "_build", lambda *_: None)  # other tests build
+    monkeypatch.setattr(maven.data, "_build", lambda *_, **__: None)  # other tests build
     pictures = maven.data.Pictures(tmp_path, 5, 3)
     captions = json.loads((tmp_path / "scenes/annotations/captions_train2017.json").read_text())["annotations"]
     for number, truth in enumerate(pictures.truth):

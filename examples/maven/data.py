@@ -29,12 +29,13 @@ SHARD = 100
 
 @dataclass(frozen=True)
 class Size:
-    """How many scenes and documents there are to learn from, and to be judged by."""
+    """How many scenes and documents there are to learn from (`more` without labels), and to be judged by."""
 
-    scenes: int = 1600
+    labelled: int = 1200
+    more: int = 2800
     held_out: int = 250
     documents: int = 120
-    held_out_documents: int = 40
+    held_out_documents: int = 60
 
 
 def things_of(scene: Scene) -> list[str]:
@@ -45,12 +46,12 @@ def things_of(scene: Scene) -> list[str]:
 class Pictures:
     """Scenes of one size, each with two texts: all that it shows, and one thing of it; and their finished data set."""
 
-    def __init__(self, folder: Path, seed: int, scenes: int) -> None:
+    def __init__(self, folder: Path, seed: int, scenes: int, *, labels: bool = True) -> None:
         self.dataset = folder / "dataset"
         self._seed, self._count = seed, scenes
         make_once(folder / "scenes", self._draw)
         source = {"kind": "coco", "uri": str(folder / "scenes"), "texts": "caption"}
-        _build(folder, source, {"labels": {}})
+        _build(folder, source, labels=labels)
 
     def scene(self, number: int) -> Scene:
         """The scene of a sample, by its id."""
@@ -103,11 +104,11 @@ def documents(folder: Path, seed: int, many: int) -> Path:
         "annotations": "conversations.json",
     }
     source |= {"documents": True, "texts": "all"}
-    _build(folder, source, {"labels": None})
+    _build(folder, source, labels=False)
     return folder / "dataset"
 
 
-def _build(folder: Path, source: dict[str, object], more: dict[str, object]) -> None:
+def _build(folder: Path, source: dict[str, object], *, labels: bool) -> None:
     """An ordinary build, which resumes where an earlier call stopped; nothing where that is finished."""
     config = {
         "source": source,
@@ -116,7 +117,8 @@ def _build(folder: Path, source: dict[str, object], more: dict[str, object]) -> 
         "grid": GRID,
         "tokens": {"size": CODES_PX},
         "features": {"connector": "dci", "pool": POOL},
-        **more,
+        "labels": {} if labels else None,
+        "runner": {"workers": 2, "num_cpus": 1},
     }
     path, text = folder / "config.yaml", json.dumps(config)  # JSON is YAML
     if path.exists() and path.read_text() == text and (folder / "dataset" / "dataset.json").exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,24 +10,21 @@ from pathlib import Path
 import torch
 from data import Truth
 from model import Maven, Mode
-from stages import KEEP, MOST_IMAGES, WHICH, answer, asked, selector_state, talk
-from torch import Tensor
-from torch.nn import functional
+from stages import KEEP, MOST_IMAGES, PAIR, WHICH, answer, asked, selector_state, talk
 
-from patchmint.demo.documents import IN_NONE
+from patchmint.demo.documents import ORDINALS
 from patchmint.demo.shapes import COLOURS, SHAPES
 from patchmint.training import (
     StageDataset,
     StageLoader,
     StageSample,
-    Turn,
     auc,
     collate,
     recall_at_keep,
 )
 
 BATCH = 25
-PAIRINGS = 3
+PAIRINGS = 4
 
 
 @dataclass(frozen=True)
@@ -46,19 +44,12 @@ class HeldOut:
         return cls(
             list(StageDataset(pictures, include=include, text="first")),
             [sample for _ in range(PAIRINGS) for sample in pairs],
-            [sample for sample in asked_for if asked(sample)[0].startswith(WHICH)],
+            [sample for sample in asked_for if asked(sample)[0][0].startswith(WHICH)],
         )
 
     def exchanged(self) -> HeldOut:
         """Each sample with the pictures of the next one: whoever looks at pictures now does as well as chance."""
         return HeldOut(*(_exchanged(samples) for samples in (self.pictures, self.pairs, self.documents)))
-
-    def chance(self) -> dict[str, float]:
-        """What true descriptions of other pictures, and guesses, reach."""
-        others = [*self.pictures[1:], self.pictures[0]]
-        told = [(one.text, other.text) for one, other in zip(self.pictures, others, strict=True)]
-        documents = [1 / (len(sample.images) + 1) for sample in self.documents]
-        return {**_f1s(told), "which": 0.5, "documents": sum(documents) / max(len(documents), 1)}
 
 
 def _exchanged(samples: Sequence[StageSample]) -> list[StageSample]:
@@ -75,7 +66,7 @@ def _exchanged(samples: Sequence[StageSample]) -> list[StageSample]:
 @torch.no_grad()
 def judge(
     world: Maven, held_out: HeldOut, mode: Mode, ratio: float = KEEP, *, by_chance: bool = False
-) -> dict[str, float]:
+) -> tuple[dict[str, float], dict[str, float]]:
     """F1 of the colours and shapes in descriptions, and the share of questions whose right answer is the likeliest.
 
     Args:
@@ -84,6 +75,9 @@ def judge(
         mode: what stands for an image.
         ratio: of patches that are kept.
         by_chance: keep patches at random.
+
+    Returns:
+        The figures; and the same by chance: of what it says and all pictures but the one that is shown, and of guesses.
     """
     world.eval()
     torch.manual_seed(0)
@@ -99,41 +93,44 @@ def judge(
             do_sample=False,
         )
         told += zip(world.tokenizer.batch_decode(said, skip_special_tokens=True), batch.texts, strict=True)
-    figures = _f1s(told) if told else {}
+    figures: dict[str, float] = {}
+    chance: dict[str, float] = {}
+    if told:
+        said, right = zip(*told, strict=True)
+        figures = _f1s(told)
+        chance = _f1s((one, other) for n, one in enumerate(said) for m, other in enumerate(right) if n != m)
     for name, samples in (("which", held_out.pairs), ("documents", held_out.documents)):
         if samples:
             likely = _answers(world, samples, mode, ratio, by_chance=by_chance)
-            figures[name] = sum(said == asked(one)[1] for said, one in zip(likely, samples, strict=True)) / len(samples)
-    return figures
+            right = [asked(sample)[0][1] for sample in samples]
+            figures[name] = sum(map(operator.eq, likely, right)) / len(samples)
+            chance[name] = sum(1 / (len(one.images) + bool(one.parts)) for one in samples) / len(samples)
+    return figures, chance
 
 
 def _answers(world: Maven, samples: Sequence[StageSample], mode: Mode, ratio: float, *, by_chance: bool) -> list[str]:
-    """The likeliest answer to each sample's question, of those that could be given."""
+    """The likeliest answer to each sample's question, of those that could be given.
+
+    They are told apart by their first two words, "The first" or "None"; what follows is certain.
+    """
     best: list[str] = []
+    vocabulary = world.tokenizer.get_vocab()
+    the, none = vocabulary["The"], vocabulary["None"]
     for each in _batches(samples):
         most = max(len(sample.images) for sample in each)
-        made = [replace(sample, sequences=talk(world, mode, ratio, sample, most)) for sample in each]
-        continuous = world.continuous(collate(made), "talk", ratio, by_chance=by_chance)
-        choices = [answer(place) for place in range(most)] + [IN_NONE] * (not each[0].group)
-        scores = torch.stack([_likelihood(world, each, choice, mode, ratio, continuous) for choice in choices], dim=1)
-        could = torch.tensor([[n < len(one.images) or n == most for n in range(len(choices))] for one in each])
-        best += [choices[place] for place in scores.masked_fill(~could, -torch.inf).argmax(1).tolist()]
+        made = [replace(one, sequences=talk(world, mode, ratio, one, most, said=answer(0))) for one in each]
+        batch = collate(made)
+        talked = batch.sequences["talk"]
+        embeddings = world.embeddings(talked, world.continuous(batch, "talk", ratio, by_chance=by_chance))
+        read = world.llm(inputs_embeds=embeddings, attention_mask=talked.attention_mask).logits.log_softmax(-1)
+        rows, starts = torch.arange(len(each)), (talked.labels >= 0).int().argmax(1)
+        begun, ordinal = read[rows, starts - 1], read[rows, starts]
+        scores = begun[:, [the]] + ordinal[:, [vocabulary[name] for name in ORDINALS[:most]]]
+        could = torch.arange(most) < torch.tensor([[len(one.images)] for one in each])
+        scores = torch.cat([scores.masked_fill(~could, -torch.inf), begun[:, [none]]], dim=1)
+        places = scores[:, : most + (len(each[0].group) != PAIR)].argmax(1).tolist()
+        best += [answer(place if place < most else -1) for place in places]
     return best
-
-
-def _likelihood(
-    world: Maven, samples: Sequence[StageSample], choice: str, mode: Mode, ratio: float, continuous: Tensor | None
-) -> Tensor:
-    """Logarithm of an answer's likelihood, (samples,)."""
-    said = []
-    for sample in samples:
-        images = [world.image(image, mode, ratio) for image in sample.images]
-        turns = [Turn("human", "<image>\n" * len(images) + asked(sample)[0]), Turn("gpt", choice)]
-        said.append(replace(sample, sequences={"talk": world.builder.conversation(turns, images)}))
-    talked = collate(said).sequences["talk"]
-    embeddings = world.embeddings(talked, continuous)
-    logits = world.llm(inputs_embeds=embeddings, attention_mask=talked.attention_mask).logits[:, :-1]
-    return -functional.cross_entropy(logits.transpose(1, 2), talked.labels[:, 1:], reduction="none").sum(1)
 
 
 def _batches(samples: Sequence[StageSample]) -> Iterator[Sequence[StageSample]]:

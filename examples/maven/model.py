@@ -33,8 +33,9 @@ from patchmint.training import (
 
 WIDTH, LAYERS, HEADS, INNER, SELECTOR = 96, 3, 4, 256, 128
 SPECIAL = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}
-TEMPLATE = ConversationTemplate(human="Q: ", after_human=" ", gpt="A: ")
-Mode = Literal["discrete", "continuous", "hybrid"]
+TEMPLATE = ConversationTemplate(human="Q ", after_human=" ", gpt="A ")
+Mode = Literal["words", "discrete", "continuous", "hybrid"]
+# What stands for a picture: its text, its codes, kept patches, or both of these.
 MODES: tuple[Mode, ...] = ("discrete", "continuous", "hybrid")
 
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ import torch
 from data import Pictures, Size, documents
 from judge import HeldOut, judge, judge_selector
 from model import MODES, Maven, Mode
-from stages import DESCRIBE, KEEP, Steps, learn_words, stage1, stage2, stage3, stage4
+from stages import DESCRIBE, EVERYTHING, KEEP, Steps, answer, learn_words, question_of, stage1, stage2, stage3, stage4
 
 from patchmint.demo import DEMO_SEED
 from patchmint.shards.manifest import read_manifest
@@ -33,6 +35,7 @@ from patchmint.storage import open_storage
 from patchmint.training import Codebook, StageDataset
 
 RATIOS = (0.1, KEEP, 0.5, 1.0)
+CORES = 2
 
 
 @dataclass(frozen=True)
@@ -43,72 +46,93 @@ class Plan:
     steps: Steps = field(default_factory=Steps)
 
 
-TINY = Plan(Size(24, 12, 6, 3), Steps(3, 3, 3, 3, 3))
+TINY = Plan(Size(24, 12, 12, 6, 3), Steps(3, 3, 3, 3, 3))
 
 
 class Data:
     """What is learnt from and what is judged by, built once."""
 
     def __init__(self, out: Path, size: Size) -> None:
-        self.learn = Pictures(out / "learn", DEMO_SEED, size.scenes)
+        self.labelled = Pictures(out / "labelled", DEMO_SEED, size.labelled)
+        self.more = Pictures(out / "more", DEMO_SEED + 2, size.more, labels=False)
         self.held_out = Pictures(out / "held-out", DEMO_SEED + 1, size.held_out)
         self.documents = documents(out / "documents", DEMO_SEED, size.documents)
         self.held_out_documents = documents(out / "held-out-documents", DEMO_SEED + 1, size.held_out_documents)
 
+    @property
+    def pictures(self) -> list[Path]:
+        """Data sets to talk about."""
+        return [self.labelled.dataset, self.more.dataset]
+
     def texts(self) -> list[str]:
-        """All that the shards say, and what is asked besides."""
-        samples = StageDataset([self.learn.dataset, self.documents], include=(), text="first")
-        return [DESCRIBE] + [
-            text for sample in samples for text in (sample.text, *(part.text for part in sample.parts))
+        """Texts with all the words that may be said."""
+        turns = [part.text for sample in StageDataset(self.documents, include=()) for part in sample.parts]
+        return [
+            DESCRIBE,
+            answer(0),
+            answer(1),
+            answer(-1),
+            question_of("orange star"),
+            " . ".join(EVERYTHING),
+            ":",
+            *turns,
         ]
 
 
-def train(data: Data, out: Path, steps: Steps, seed: int = 0, modes: Sequence[Mode] = MODES) -> dict[Mode, Maven]:
-    """All stages, the last one for each mode; the trained models."""
+def train(data: Data, out: Path, steps: Steps, seed: int, mode: Mode | None = None) -> Maven:
+    """Stages 1 to 3, which all modes share; then the last one for a mode. Finished stages are read, not repeated."""
+    out = out / f"seed-{seed}"
     out.mkdir(parents=True, exist_ok=True)
-    learn = data.learn.dataset
-    manifest = read_manifest(open_storage(str(learn)))
+    manifest = read_manifest(open_storage(str(data.labelled.dataset)))
     world = Maven(data.texts(), manifest.layout, Codebook.of(manifest), seed)
-    learn_words(world, learn, out, steps.words)
+    learn_words(world, data.pictures, out, steps.words)
     world.extend()
-    stage1(world, learn, out, steps.selector)
-    stage2(world, learn, out, steps.codes)
-    stage3(world, learn, out, steps.projector)
-    trained = {}
-    for mode in modes:
-        trained[mode] = deepcopy(world)
-        stage4(trained[mode], learn, data.documents, out, steps.everything, mode)
-    return trained
+    stage1(world, data.labelled.dataset, out, steps.selector)
+    stage2(world, data.pictures, out, steps.codes)
+    stage3(world, data.pictures, out, steps.projector)
+    if mode is not None:
+        stage4(world, data.pictures, data.documents, out, steps.everything, mode)
+    return world
 
 
-def figures_of(trained: Mapping[Mode, Maven], data: Data) -> dict[str, Any]:
-    """All figures, each by mode, or by mode and the share of patches that is kept."""
+def figures_of(data: Data, out: Path, steps: Steps, job: tuple[int, Mode | None]) -> dict[str, Any]:
+    """Figures of a seed and a mode; without a mode those of what was learnt before stage 4: words, and the selector."""
+    seed, mode = job
+    world = train(data, out, steps, seed, mode)
     held_out = HeldOut.read(data.held_out.dataset, data.held_out_documents)
-    judged = {mode: judge(world, held_out, mode) for mode, world in trained.items()}
-    exchanged = {mode: judge(world, held_out.exchanged(), mode) for mode, world in trained.items()}
+    if mode is None:
+        words, _ = judge(world, replace(held_out, documents=()), "words")
+        return {"words": words, **judge_selector(world, data.held_out.dataset, data.held_out.truth)}
+    figures, chance = judge(world, held_out, mode)
+    exchanged, _ = judge(world, held_out.exchanged(), mode)
     pairs = replace(held_out, pictures=(), documents=())
     kept = {
-        name: {
-            mode: {
-                str(ratio): judge(trained[mode], pairs, mode, ratio, by_chance=by_chance)["which"] for ratio in RATIOS
-            }
-            for mode in trained
-            if mode != "discrete"
-        }
+        name: {str(ratio): judge(world, pairs, mode, ratio, by_chance=by_chance)[0]["which"] for ratio in RATIOS}
         for name, by_chance in (("keep_selector", False), ("keep_random", True))
+        if mode != "discrete"
     }
-    return {
-        **_by_figure(judged),
-        "exchanged": _by_figure(exchanged),
-        "chance": held_out.chance(),
-        **judge_selector(next(iter(trained.values())), data.held_out.dataset, data.held_out.truth),
-        **kept,
-    }
+    return {**figures, "exchanged": exchanged, "chance": chance, **kept}
 
 
-def _by_figure(judged: Mapping[Mode, Mapping[str, float]]) -> dict[str, dict[Mode, float]]:
-    names = next(iter(judged.values()))
-    return {name: {mode: found[name] for mode, found in judged.items()} for name in names}
+def run(data: Data, out: Path, steps: Steps, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Train and judge, on a core each; figures of each seed by name and mode."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(CORES, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        list(pool.map(partial(train, data, out, steps), seeds))
+        jobs = [(seed, mode) for mode in (*reversed(MODES), None) for seed in seeds]  # the longest first
+        found = dict(zip(jobs, pool.map(partial(figures_of, data, out, steps), jobs), strict=True))
+    return [by_figure(found[seed, None], {mode: found[seed, mode] for mode in MODES}) for seed in seeds]
+
+
+def by_figure(before: Mapping[str, Any], judged: Mapping[Mode, Mapping[str, Any]]) -> dict[str, Any]:
+    """Figures by name, then by mode, with those of before stage 4."""
+    names = dict.fromkeys(name for found in judged.values() for name in found)
+    figures = {name: {mode: found[name] for mode, found in judged.items() if name in found} for name in names}
+    for name in ("exchanged", "chance"):
+        figures[name] = {
+            figure: {mode: figures[name][mode][figure] for mode in MODES} for figure in figures[name][MODES[0]]
+        }
+    return {**figures, **before}
 
 
 def plot(figures: Mapping[str, Any], path: Path) -> None:
@@ -121,8 +145,8 @@ def plot(figures: Mapping[str, Any], path: Path) -> None:
     for place, mode in enumerate(MODES):
         spots = [number + 0.25 * place for number in range(len(names))]
         left.bar(spots, [figures[name][mode] for name in names], 0.23, label=mode)
-    for number, name in enumerate(names):
-        left.hlines(figures["chance"][name], number - 0.15, number + 0.65, colors="black", linestyles="dotted")
+        for spot, name in zip(spots, names, strict=True):
+            left.hlines(figures["chance"][name][mode], spot - 0.115, spot + 0.115, colors="black", linestyles="dotted")
     left.set_xticks([number + 0.25 for number in range(len(names))], names)
     left.set_title("by what stands for a picture; dotted: chance")
     for name, style in (("keep_selector", "-o"), ("keep_random", "--x")):
@@ -143,26 +167,23 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder for data, checkpoints and figures")
     parser.add_argument("--tiny", action="store_true", help="a few scenes and steps: only whether it runs")
     parser.add_argument("--seed", type=int, default=0, help="of the trainings")
-    parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     plan = TINY if options.tiny else Plan()
-    started = time.monotonic(), time.process_time()
+    started = time.monotonic()
     data = Data(options.out, plan.size)
-    print(f"built: {time.monotonic() - started[0]:.0f} s", file=sys.stderr)
-    trained = train(data, options.out / f"seed-{options.seed}", plan.steps, options.seed)
-    figures = figures_of(trained, data)
-    figures |= {"plan": asdict(plan), "cpu_seconds": round(time.process_time() - started[1])}
-    figures["seconds"] = round(time.monotonic() - started[0])
+    built = time.monotonic()
+    print(f"built: {built - started:.0f} s", file=sys.stderr)
+    (figures,) = run(data, options.out, plan.steps, [options.seed])
+    figures |= {"plan": asdict(plan), "seconds": {"build": built - started, "train": time.monotonic() - built}}
     (options.out / f"seed-{options.seed}" / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     plot(figures, options.out / f"seed-{options.seed}" / "figures.png")
     if options.json:
         print(json.dumps(figures))
         return
-    for name in ("colour_f1", "shape_f1", "which", "documents"):
-        row = "  ".join(f"{mode} {value:.3f}" for mode, value in figures.get(name, {}).items())
-        print(f"{name:<20} {row}  chance {figures['chance'].get(name, float('nan')):.3f}")
+    for kind, found in (("", figures), ("exchanged", figures["exchanged"]), ("chance", figures["chance"])):
+        for name in figures["chance"]:
+            print(f"{name:<12}{kind:<12}", "  ".join(f"{mode} {found[name][mode]:.3f}" for mode in MODES))
     for name in ("auc_between_things", "recall_at_keep"):
         print(f"{name:<20} {figures[name]:.3f}")
 

@@ -5,20 +5,23 @@ A stage that was stopped goes on from its last checkpoint, and ends with the sam
 
 from __future__ import annotations
 
+import random
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
-from model import Maven, Mode
+from model import SPECIAL, WIDTH, Maven, Mode
 from torch import Tensor, nn
+from torch.nn import functional
 
 from patchmint.demo.documents import IN_NONE, ORDINALS
+from patchmint.demo.shapes import COLOURS, SHAPES
 from patchmint.training import (
     StageBatch,
     StageDataset,
@@ -34,6 +37,12 @@ from patchmint.types import PHRASE_SEPARATOR
 KEEP = 0.25
 DESCRIBE = "Describe the picture."
 WHICH = "Which picture has a"
+QUESTIONS = 5
+# Of a conversation about a group: the pictures cost the most, so they are asked about more than once.
+PAIR = 2
+EVERYTHING = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
+BATCH = 32
+# Pictures.
 CHECKPOINT = 50
 MOST_IMAGES = 4
 # Of documents; those with more are left out.
@@ -45,7 +54,7 @@ class Steps:
     """Optimizer steps of each stage."""
 
     words: int = 300
-    selector: int = 250
+    selector: int = 400
     codes: int = 100
     projector: int = 100
     everything: int = 300
@@ -57,7 +66,7 @@ class Task:
 
     dataset: StageDataset
     loss: Callable[[StageBatch], Tensor]
-    batch: int = 32
+    batch: int = BATCH
 
 
 def answer(place: int) -> str:
@@ -70,75 +79,139 @@ def question_of(thing: str) -> str:
     return f"{WHICH}{'n' * (thing[:1] in tuple('aeiou'))} {thing}?"
 
 
-def pair(sample: StageSample) -> tuple[str, int]:
-    """A question about two pictures, and which one is right: what is asked for is in that one alone."""
-    things = [set(one.text.split(PHRASE_SEPARATOR)) for one in sample.group]
-    lot = zlib.crc32(sample.key.encode())  # the same in every process, unlike hash()
-    place = lot % 2 if things[lot % 2] - things[1 - lot % 2] else 1 - lot % 2
-    only = sorted(things[place] - things[1 - place]) or sorted(things[place])
-    return question_of(only[lot // 2 % len(only)]), place
+def asked(sample: StageSample, most: int = 1) -> list[tuple[str, str]]:
+    """Questions and answers: to describe a picture, what a document's turns say, or about the pictures of a group.
 
-
-def asked(sample: StageSample) -> tuple[str, str]:
-    """A question and its answer: about two pictures, about a document's, or what one picture shows."""
-    if sample.group:
-        question, place = pair(sample)
-        return question, answer(place)
+    Of a group it is asked which picture has a thing that one of them alone has, and which one that is, is drawn first:
+    those that show much aren't the answer more often. With `most` over 1 its last question is for a description.
+    """
     if sample.parts:
         turns = [part.text.strip() for part in sample.parts if part.text.strip()]
-        first = next((place for place, text in enumerate(turns) if text.startswith(WHICH)), 0)
-        return turns[first], turns[first + 1]
-    return DESCRIBE, sample.text
+        told = sorted(zip(turns[::2], turns[1::2], strict=True), key=lambda one: not one[0].startswith(WHICH))
+        return told[:most]
+    if not sample.group:
+        return [(DESCRIBE, sample.text)]
+    lot = random.Random(sample.key)  # noqa: S311 (questions; each epoch has other groups)
+    things = [set(one.text.split(PHRASE_SEPARATOR)) for one in sample.group]
+    alone = [sorted(own - set().union(*things[:n], *things[n + 1 :])) for n, own in enumerate(things)]
+    if not any(alone):
+        alone = [sorted(own) for own in things]
+    if len(things) > PAIR:  # as in the demo's documents
+        alone.append([thing for thing in EVERYTHING if not any(thing in own for own in things)])
+    told = []
+    for _ in range(max(most - 1, 1)):
+        if not any(alone[: len(things)]):
+            break
+        place = lot.choice([n for n, left in enumerate(alone) if left])
+        thing = alone[place].pop(lot.randrange(len(alone[place])))
+        told.append((question_of(thing), answer(place if place < len(things) else -1)))
+    place = lot.randrange(len(things))
+    described = (f"Describe the {ORDINALS[place]} picture.", sample.group[place].text)
+    return [*told, described][:most]
 
 
-def talk(world: Maven, mode: Mode, ratio: float, sample: StageSample, states: int = 1) -> Made:
-    """The sequences of a sample: `talk` with its answer, `prompt` without, and the selector's state for each image.
+def turns_of(sample: StageSample, most: int, pictures: Sequence[str], said: str | None = None) -> list[Turn]:
+    """A conversation about pictures, which are shown first; several are counted, so that answers can name them.
 
-    `states` is the most images that a sample of the data set has: all samples have equally many sequences.
+    Args:
+        sample: what it is about.
+        most: questions.
+        pictures: a mark, or what else stands for each.
+        said: the last answer, if not the right one.
     """
-    question, right = asked(sample)
+    counted = [f"The {ordinal} picture: {picture}" for ordinal, picture in zip(ORDINALS, pictures, strict=False)]
+    shown = " ".join(counted if len(pictures) > 1 else pictures)
+    turns = []
+    for question, right in asked(sample, most):
+        turns += [Turn("human", question if turns else f"{shown}\n{question}"), Turn("gpt", right)]
+    return turns if said is None else [*turns[:-1], Turn("gpt", said)]
+
+
+def talk(
+    world: Maven, mode: Mode, ratio: float, sample: StageSample, states: int = 1, most: int = 1, said: str | None = None
+) -> Made:
+    """The sequences of a sample: `talk` with its answers, `prompt` without, and the selector's state for each image.
+
+    `states` is the most images that a sample of the data set has: all samples have equally many sequences. Several
+    questions share the pictures, so the selector is asked for all that these show.
+    """
+    if mode == "words":
+        turns = turns_of(sample, most, [one.text for one in sample.group or (sample,)], said)
+        return {"talk": world.builder.conversation(turns), "prompt": world.builder.prompt(turns)}
     images = [world.image(image, mode, ratio) for image in sample.images]
-    turns = [Turn("human", "<image>\n" * len(images) + question), Turn("gpt", right)]
+    turns = turns_of(sample, most, ["<image>"] * len(images), said)
     made = {"talk": world.builder.conversation(turns, images), "prompt": world.builder.prompt(turns, images)}
     if mode != "discrete":
+        question = asked(sample)[0][0] if most == 1 else DESCRIBE
         for place in range(states):
             seen = [image.codes for image in sample.images[place : place + 1]]
             made[f"state{place}"] = world.builder.document_state(seen, question)
     return made
 
 
-def in_words(world: Maven, sample: StageSample) -> Made:
-    """The same conversations with each picture's text in its place."""
-    question, right = asked(sample)
-    shown = "\n".join(one.text for one in sample.group or (sample,))
-    return {"talk": world.builder.conversation([Turn("human", f"{shown}\n{question}"), Turn("gpt", right)])}
+def selector_state(world: Maven, sample: StageSample, codes: int | None = None) -> Made:
+    """What the selector is asked in stage 1: about all things (a sample's first text), or about one (its second).
 
-
-def selector_state(world: Maven, sample: StageSample) -> Made:
-    """What the selector is asked in stage 1: about all things (a sample's first text), or about one (its second)."""
+    `codes` is how many of the picture's are read; None: all.
+    """
     question = question_of(sample.text) if sample.text_index else DESCRIBE
-    return {"state0": world.builder.state(sample.codes, question)}
+    return {"state0": world.builder.state(sample.codes.flatten()[:codes], question)}
 
 
-def learn_words(world: Maven, data: Path, out: Path, steps: int) -> None:
+def learn_words(world: Maven, data: Sequence[Path], out: Path, steps: int) -> None:
     """Before stage 1, for MaVEn's Vicuna: the language model learns to talk about pictures that are told in words."""
-    sequences = partial(in_words, world)
-    tasks = [
-        Task(
-            StageDataset(data, include=(), text="first", group=group, sequences=sequences), partial(world.loss, ratio=1)
-        )
-        for group in (1, 2)
-    ]
+    tasks = [*(_told(world, data, "words", 1, group) for group in (2, 1, 2, 4)), _remembered(world, data)]
     with only(world, "llm"):
         fit(out / "words.pt", world, tasks, world.llm.parameters(), steps, 3e-3)
 
 
-def stage1(world: Maven, data: Path, out: Path, steps: int) -> None:
-    """The selector, on the shards' labels; the language model gives its state and is frozen."""
+def _remembered(world: Maven, data: Sequence[Path]) -> Task:
+    """At `<EOS>`, where the selector's state is taken, to name the words of the question that stands before the codes.
+
+    A pretrained language model's state has them; one that has learnt nothing at `<EOS>` hasn't. Rows of codes are
+    drawn anew for each batch, as `resize_embeddings` will draw them, so the question is read past whatever they are;
+    most pictures have few, past which that is learnt first.
+    """
+
+    def sequences(sample: StageSample) -> Made:
+        codes = random.Random(f"{sample.key} {sample.text_index}").choice((1, 4, 9, None))  # noqa: S311
+        return selector_state(world, sample, codes)
 
     def loss(batch: StageBatch) -> Tensor:
-        logits = world.selector(world.patches(batch), world.states(batch))
-        return selector_loss(logits, batch.feature_selector.flatten(1), batch.feature_mask.flatten(1))
+        asked = batch.sequences["state0"]
+        words = world.llm.get_input_embeddings().weight
+        by_batch = torch.Generator().manual_seed(random.Random("".join(batch.keys)).getrandbits(32))  # noqa: S311
+        drawn = torch.randn(world.vocabulary.size - len(words), WIDTH, generator=by_batch)
+        rows = torch.cat([words, words.mean(0) + words.std(0) * drawn])
+        read = world.llm.model(
+            inputs_embeds=functional.embedding(asked.input_ids, rows), attention_mask=asked.attention_mask
+        )
+        states = read.last_hidden_state[torch.arange(len(asked.input_ids)), asked.state_positions]
+        named = torch.zeros(len(states), len(rows)).scatter_(1, asked.input_ids, 1)[:, : len(words)]
+        named[:, world.tokenizer.convert_tokens_to_ids([*SPECIAL.values()])] = 0
+        return functional.cross_entropy(world.llm.lm_head(states), named / named.sum(1, keepdim=True))
+
+    return Task(StageDataset(data, include=("codes",), sequences=sequences), loss)
+
+
+def stage1(world: Maven, data: Path, out: Path, steps: int) -> None:
+    """The selector, on the shards' labels; the language model gives its state and is frozen.
+
+    Things are few among an image's patches, and most images of a batch could be told by things alone. So a thing's
+    patches are learnt with another sample's question, too: they aren't what that asks for.
+    """
+
+    def loss(batch: StageBatch) -> Tensor:
+        patches, states, labels = world.patches(batch), world.states(batch), batch.feature_selector.flatten(1)
+        found = selector_loss(world.selector(patches, states), labels, batch.feature_mask.flatten(1))
+        single = [place for place, text in enumerate(batch.text_indices) if text]
+        pairs = [
+            (own, other) for own, other in pairwise([*single, *single[:1]]) if batch.texts[own] != batch.texts[other]
+        ]
+        own, other = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
+        if not (shown := labels[own] > 0).any():
+            return found
+        return found + selector_loss(world.selector(patches[own], states[other]), torch.zeros_like(labels[own]), shown)
 
     include = ("labels", "codes", "features")
     dataset = StageDataset(data, include=include, sequences=partial(selector_state, world))
@@ -146,55 +219,59 @@ def stage1(world: Maven, data: Path, out: Path, steps: int) -> None:
         fit(out / "stage1.pt", world, [Task(dataset, loss, 48)], world.selector.parameters(), steps, 2e-3)
 
 
-def stage2(world: Maven, data: Path, out: Path, steps: int) -> None:
+def stage2(world: Maven, data: Sequence[Path], out: Path, steps: int) -> None:
     """The rows of codes and marks, on pictures' texts: from codes to words, and from words to codes."""
-
-    def both_ways(sample: StageSample) -> Made:
-        return {"talk": talk(world, "discrete", KEEP, sample)["talk"]}
 
     def drawn(sample: StageSample) -> Made:
         return {"talk": world.builder.text_to_image(sample.text, sample.codes)}
 
-    tasks = [
-        Task(StageDataset(data, include=["codes"], text="first", sequences=made), partial(world.loss, ratio=KEEP))
-        for made in (both_ways, drawn)
-    ]
+    dataset = StageDataset(data, include=["codes"], text="first", sequences=drawn)
+    tasks = [_told(world, data, "discrete", KEEP), Task(dataset, partial(world.loss, ratio=KEEP))]
     words = world.llm.get_input_embeddings().weight[: world.vocabulary.text_size].clone()
     with only(world, "llm.model.embed_tokens", "llm.lm_head"), train_new_rows(world.llm, world.vocabulary) as rows:
         fit(out / "stage2.pt", world, tasks, rows, steps, 1e-2)
     assert torch.equal(words, world.llm.get_input_embeddings().weight[: world.vocabulary.text_size])
 
 
-def stage3(world: Maven, data: Path, out: Path, steps: int) -> None:
+def stage3(world: Maven, data: Sequence[Path], out: Path, steps: int) -> None:
     """The projector, on pictures' texts and kept patches, without codes."""
     with only(world, "projector"):
         tasks = [_told(world, data, "continuous", KEEP)]
         fit(out / "stage3.pt", world, tasks, world.projector.parameters(), steps, 3e-3)
 
 
-def stage4(world: Maven, data: Path, documents: Path | None, out: Path, steps: int, mode: Mode) -> None:
+def stage4(world: Maven, data: Sequence[Path], documents: Path | None, out: Path, steps: int, mode: Mode) -> None:
     """Everything but selector and vision encoder: pictures, pairs and documents, with few patches and with many."""
     trained = ("llm",) if mode == "discrete" else ("llm", "projector")
     tasks = [
-        _told(world, data, mode, KEEP),
         _told(world, data, mode, KEEP, group=2),
         _told(world, data, mode, KEEP),
-        _told(world, data, mode, 0.1, group=2),
-        _told(world, data, mode, 1.0, group=1),
+        _told(world, data, mode, KEEP, group=2, most=1),
+        _told(world, data, mode, 1.0, group=2),
         _told(world, data, mode, KEEP, group=2),
+        _told(world, data, mode, 0.1, group=2, most=1),
     ]
     if documents is not None:
-        tasks.append(_told(world, documents, mode, KEEP, images=MOST_IMAGES))
+        tasks.append(_told(world, [documents], mode, KEEP, images=MOST_IMAGES))
     with only(world, *trained):
         parameters = [value for name in trained for value in world.get_submodule(name).parameters()]
         fit(out / f"stage4-{mode}.pt", world, tasks, parameters, steps, 2e-3)
 
 
-def _told(world: Maven, data: Path, mode: Mode, ratio: float, group: int = 1, images: int | None = None) -> Task:
-    sequences = partial(talk, world, mode, ratio, states=images or group)
-    include = ("codes",) if mode == "discrete" else ("codes", "features")
+def _told(
+    world: Maven,
+    data: Sequence[Path],
+    mode: Mode,
+    ratio: float,
+    group: int = 1,
+    most: int = QUESTIONS,
+    images: int | None = None,
+) -> Task:
+    """Conversations about pictures, each by itself or in groups; or about documents of at most so many images."""
+    include = {"words": (), "discrete": ("codes",)}.get(mode, ("codes", "features"))
+    sequences = partial(talk, world, mode, ratio, states=images or group, most=most)
     dataset = StageDataset(data, include=include, text="first", group=group, max_images=images, sequences=sequences)
-    return Task(dataset, partial(world.loss, ratio=ratio), 24 // max(group, (images or 1) // 2))
+    return Task(dataset, partial(world.loss, ratio=ratio), BATCH // max(group, (images or 1) // 2))
 
 
 @contextmanager
