@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from patchmint.datasets.dataset import Dataset
     from patchmint.judging.judge import Verdict
+    from patchmint.judging.plant import Planted
 
 _PARTS = ("patch_f1", "missed_rate", "absent_rate", "mask_iou", "box_f1", "ece")
 _SHOWN_PHRASES = 10
@@ -61,7 +62,7 @@ def judge_command(
             metavar="SHARE",
             min=0,
             max=1,
-            help="Instead: plant errors into a copy of this share of the labels, and say how many the scores find.",
+            help="Instead: plant errors into a copy of this share of the labels; say how many scores and trust find.",
         ),
     ] = None,
     calibration: Annotated[
@@ -189,19 +190,40 @@ def calibrate_command(
 
 
 def _plant(dataset: Dataset, share: float, seed: int, *, as_json: bool) -> None:
+    from patchmint.errors import InputError
     from patchmint.judging.plant import plant
+    from patchmint.judging.trust import Trust
 
     with progress_bar("plant") as progress:
         planted = plant(dataset, share, seed=seed, progress=progress)
+    trust = Trust(dataset)
+    try:
+        trust.count()
+        trusted = trust.trial(share, seed)
+    except InputError:  # too few labels to learn from
+        trusted = None
     if as_json:
-        print_json(asdict(planted))
+        print_json(asdict(planted) | {"trust": None if trusted is None else asdict(trusted)})
         return
-    table = Table("planted", Column("texts", justify="right"), Column("AUROC of the lowest score", justify="right"))
-    for kind, (count, value) in {**planted.by_kind, "all": (planted.planted, planted.auroc)}.items():
-        table.add_row(kind, f"{count:,}", "" if value is None else f"{value:.3f}")
+    table = Table("planted", *(Column(name, justify="right") for name in ("texts", "AUROC of the lowest score")))
+    rows = {kind: [f"{count:,}", _shown(value)] for kind, (count, value) in _kinds(planted).items()}
+    if trusted is not None:
+        table.add_column("AUROC of cheap trust", justify="right")
+        for kind, (_, value) in _kinds(trusted).items():
+            rows[kind].append(_shown(value))
+    for kind, row in rows.items():
+        table.add_row(kind, *row)
     console = console_for_data()
     console.print(table)
     console.print(f"of {planted.texts:,} texts that something was found for; 0.5 is chance", highlight=False)
+
+
+def _kinds(planted: Planted) -> dict[str, tuple[int, float | None]]:
+    return {**planted.by_kind, "all": (planted.planted, planted.auroc)}
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def _print(console: Console, verdict: Verdict) -> None:

@@ -89,6 +89,9 @@ def write_trust(
     manifest = dataset.manifest
     if manifest is None or not dataset.finished:
         raise InputError(f"{dataset.uri} isn't a finished data set; finish its build first")
+    storage = open_storage(uri_of(dataset.storage, f"{COLUMNS}/{name}"))
+    if storage.exists(MANIFEST_PATH):
+        raise _taken(storage, name)
     trust = Trust(dataset, passes_of(dataset, device) if full else None, model)
     say(f"looking through {dataset.samples:,} samples")
     trust.count()
@@ -106,9 +109,10 @@ def write_trust(
         for unit, number in shards.items()
     ]
     plan = plan_column(dataset, units, config)
-    storage = open_storage(uri_of(dataset.storage, f"{COLUMNS}/{name}"))
     if not storage.create(PLAN_PATH, write_index(plan)):
-        _check_same(storage, name, plan.digest)
+        begun = load_plan(storage)
+        if begun is None or begun.digest != plan.digest:
+            raise _taken(storage, name)
     nothing = {"tokens": None, "further_tokens": (), "features": None, "min_coverage": None, "further_grids": ()}
     update = nothing | {"instances": False, "edits": False, "column": True, "trust": True}
     layout = manifest.layout.model_copy(update=update)
@@ -152,13 +156,11 @@ def passes_of(dataset: Dataset, device: str = "auto") -> Asks:
     config = BuildConfig.load(told, {})
     if config.labels is None or not (config.models.segmenter or config.labels.needs_detector):
         raise InputError(f"no detector made the labels of {dataset.uri}, so none can be asked again; use --cheap")
-    return Passes(config, image_limit(manifest), pick_device(device))
+    return Passes.load(config, image_limit(manifest), pick_device(device))
 
 
-def _check_same(storage: Storage, name: str, digest: str) -> None:
-    plan = load_plan(storage)
-    if plan is None or plan.digest != digest or storage.exists(MANIFEST_PATH):
-        raise InputError(
-            f"there is a column {name} already, of other labels or settings; delete {storage.uri}, or choose another "
-            "--name"
-        )
+def _taken(storage: Storage, name: str) -> InputError:
+    return InputError(
+        f"there is a column {name} already, or one was begun of other labels or settings; delete {storage.uri}, or "
+        "choose another --name"
+    )

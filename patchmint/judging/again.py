@@ -7,6 +7,7 @@ asking is one to doubt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import numpy as np
 from PIL import Image
@@ -25,24 +26,33 @@ _Boxes = tuple[tuple[Box, float], ...]
 
 
 class Passes:
-    """Asks a data set's own detector three times, and makes no masks.
+    """Asks a detector three times.
 
     Args:
-        config: what the labels were made with.
+        models: with a segmenter.
         max_megapixels: larger images aren't decoded.
-        device: where the detector runs.
-
-    Raises:
-        WeightsError, PluginError: as `AnnotationModels.load`.
     """
 
-    def __init__(self, config: AnnotatorConfig, max_megapixels: float = 100, device: str = "cpu") -> None:
+    def __init__(self, models: AnnotationModels, max_megapixels: float = 100) -> None:
+        self._models, self._max_megapixels = models, max_megapixels
+
+    @classmethod
+    def load(cls, config: AnnotatorConfig, max_megapixels: float = 100, device: str = "cpu") -> Self:
+        """Load the detector that labels were made with, without its masker.
+
+        Args:
+            config: what the labels were made with.
+            max_megapixels: as for the constructor.
+            device: where the detector runs.
+
+        Raises:
+            WeightsError, PluginError: as `AnnotationModels.load`.
+        """
         assert config.labels is not None
         labels = config.labels.model_copy(update={"instances": False, "mask_area": None, "clip_to_box": False})
         models = config.models.model_copy(update={"masker": None})
         update = {"labels": labels, "models": models, "tokens": None, "features": None}
-        self._models = AnnotationModels.load(config.model_copy(update=update), device)
-        self._max_megapixels = max_megapixels
+        return cls(AnnotationModels.load(config.model_copy(update=update), device), max_megapixels)
 
     def again(self, images: Sequence[StoredImage], found: Sequence[Mapping[int, Sequence[Label]]]) -> list[Heard]:
         """What they find in each image, by the numbers of its texts.

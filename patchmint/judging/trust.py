@@ -30,7 +30,7 @@ from patchmint.geometry import Placement, RleMasks, coverage_share, coverage_to_
 from patchmint.geometry.rle import area, fill_boxes
 from patchmint.judging.judge import true_patches
 from patchmint.judging.metrics import Flags, Floats, f1_and_iou, overlaps
-from patchmint.judging.plant import Label, Planter, area_of, found_of
+from patchmint.judging.plant import Label, Planted, Planter, area_of, found_of
 from patchmint.judging.truth import ImageName, Truth
 from patchmint.labelers.patches import select_patches
 from patchmint.shards.endings import DOCUMENT, IMAGE, INSTANCES
@@ -62,6 +62,8 @@ _CELLS = 96
 _BATCH = 16
 # Samples whose images the detector is asked about at once.
 _STEPS = 30
+_FEW = 4
+# Sizes of fewer labels don't say what is usual.
 
 Again = tuple[tuple[tuple[Box, float], ...], ...]
 """What each pass found for a text: boxes in pixels of the image, and scores."""
@@ -145,10 +147,8 @@ class Likeness:
             for word, counts in _by_word(look, found).items():
                 np.add.at(self._pairs, _pairs(word, look.codes), counts)
                 self._cells[_row(word) % _WORDS] += counts.sum()
-        for label in _all(found):
-            value = _log_size(label, size)
-            for word in words_of(label.phrase.text):
-                self._sizes[:, _row(word) % _WORDS] += (1, value, value * value)
+        for word, sums in _sizes_by_word(found, size).items():
+            self._sizes[:, _row(word) % _WORDS] += sums
 
     def evidence(self, look: Look, word: str, own: Floats | None) -> Floats:
         """How much more often than elsewhere each cell's code stands under labels of a word: log odds (rows, cols).
@@ -166,12 +166,12 @@ class Likeness:
         odds = np.log((counts + _PRIOR * usual) / ((cells + _PRIOR) * usual))
         return np.asarray(odds[look.places])
 
-    def size_of(self, label: Label, size: Size) -> float:
-        """How unusual a label's size is for its words, in standard deviations; negative: small."""
+    def size_of(self, label: Label, size: Size, own: Mapping[str, Floats]) -> float:
+        """How unusual a label's size is for its words, in standard deviations, without the image's `own`."""
         value, found = _log_size(label, size), [0.0]
         for word in words_of(label.phrase.text):
-            count, total, squares = self._sizes[:, _row(word) % _WORDS] - (1, value, value * value)
-            if count > 4:
+            count, total, squares = (self._sizes[:, _row(word) % _WORDS] - own.get(word, 0)).tolist()
+            if count >= _FEW:
                 spread = math.sqrt(max(squares / count - (total / count) ** 2, 0.04))
                 found.append((value - total / count) / spread)
         return max(found, key=abs)
@@ -192,6 +192,16 @@ def _all(found: Found) -> Iterator[Label]:
 def _log_size(label: Label, size: Size) -> float:
     left, top, right, bottom = label.phrase.box
     return math.log(max((right - left) * (bottom - top), 1) / (size[0] * size[1]))
+
+
+def _sizes_by_word(found: Found, size: Size) -> dict[str, Floats]:
+    """Of the labels of each word their number, and the sums of their log sizes and of these squared: (3,)."""
+    sums: dict[str, Floats] = {}
+    for label in _all(found):
+        value = _log_size(label, size)
+        for word in words_of(label.phrase.text):
+            sums[word] = sums.get(word, 0) + np.array([1, value, value * value])
+    return sums
 
 
 def _by_word(look: Look, found: Found) -> dict[str, Floats]:
@@ -219,7 +229,8 @@ def cheap(likeness: Likeness, look: Look | None, size: Size, stored: Found, foun
     if UNKNOWN_SCORE not in scores:
         told |= {"score_least": min(scores), "score_mean": sum(scores) / len(scores)}
     told["boxes_log"] = math.log(len(found))
-    sizes = [likeness.size_of(each, size) for each in found]
+    own = _sizes_by_word(stored, size)
+    sizes = [likeness.size_of(each, size, own) for each in found]
     told |= {"size_most": max(sizes), "size_least": min(sizes)}
     told["fill_least"] = min(_fill(each) for each in found)
     boxes = [each.phrase.box for each in found]
@@ -501,18 +512,18 @@ class Trust:
         self,
         truth: Truth | None = None,
         *,
+        indices: Integers | None = None,
         share: float = 0.2,
-        most: int = LEARNT,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
-        """Learn what known values mean, by errors planted into labels of at most so many samples.
+        """Learn what known values mean, by errors planted into labels.
 
         Args:
             truth: of images, where it is known: trust is then the F1 of patches that is to be expected. None: the
                 chance that no error was planted.
+            indices: positions of the samples that are learnt from, ascending; None: `LEARNT`, evenly spread.
             share: of texts that are taken to have errors.
-            most: samples that are learnt from, evenly spread.
             seed: of the errors.
             progress: told after each text.
 
@@ -520,7 +531,7 @@ class Trust:
             InputError: too little was found in these samples, no error can be planted, or their truth isn't known.
             ShardError, StorageError: a sample can't be read.
         """
-        indices = spread(self._dataset.samples, most)
+        indices = spread(self._dataset.samples, LEARNT) if indices is None else indices
         known, wrong, right, silent = list[Floats](), list[bool](), list[float](), list[float]()
         for each in self.known(indices, (None, Planter(1.0, seed)), keep=True):
             agreed = float(each.kind < 0) if truth is None else self.agreement(each, truth)
@@ -560,3 +571,19 @@ class Trust:
         if known.values is not None:
             return float(self.model(known.values[None])[0])
         return self.model.silent if known.silent is None else known.silent
+
+    def trial(self, share: float, seed: int = 0) -> Planted:
+        """How many of planted errors trust finds, after `count`: in each half of the samples by what the other taught.
+
+        Raises:
+            InputError, ShardError, StorageError: as for `learn`.
+        """
+        every = np.arange(self._dataset.samples)
+        values, kinds = list[float](), list[int]()
+        for half in (0, 1):
+            self.learn(indices=every[half::2], share=share, seed=seed + 1)
+            for each in self.known(every[1 - half :: 2], (Planter(share, seed),)):
+                if each.values is not None:
+                    values.append(self.of(each))
+                    kinds.append(each.kind)
+        return Planted.of(np.array(values), kinds)
