@@ -51,6 +51,7 @@ class Instances:
         boxes: float32 (N, 4), XYXY in original pixels, inside the image.
         spans: int64 (N, 2), characters `[start, end)` of the text; the whole text where the model can't tell.
         origins: whose each is; empty = all are the model's.
+        unconfirmed: boxes that a second look took away (`labels.presence`).
 
     Raises:
         PluginError: there aren't N of each.
@@ -63,6 +64,7 @@ class Instances:
     boxes: npt.NDArray[np.float32]
     spans: npt.NDArray[np.int64]
     origins: tuple[Origin, ...] = ()
+    unconfirmed: int = 0
 
     def __post_init__(self) -> None:
         n = len(self.masks)
@@ -113,6 +115,7 @@ class Instances:
             boxes=self.boxes[numbers],
             spans=self.spans[numbers],
             origins=tuple(self.origins[number] for number in numbers) if self.origins else (),
+            unconfirmed=self.unconfirmed,
         )
 
     def phrases(self, texts: Sequence[str]) -> list[Phrase]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 
 import numpy as np
+import numpy.typing as npt
 
 from patchmint.compute.devices import pick_device
 from patchmint.config import LabelsConfig, ModelsConfig, PresenceConfig
@@ -91,10 +92,10 @@ def learn_presence(
     while batch := list(islice(known, _BATCH)):
         for of_image, number in zip(_looked_at(batch, asked, presence, dataset.max_megapixels), numbers, strict=False):
             told += [(number, *each) for each in of_image]
-    images, words, there, scores = (
-        (np.array(column) for column in zip(*told, strict=True)) if told else [np.empty(0)] * 4
-    )
-    half = images % 2 == 1
+    half = np.array([image % 2 == 1 for image, *_ in told], np.bool_)
+    words = np.array([phrase for _, phrase, _, _ in told])
+    there = np.array([is_there for _, _, is_there, _ in told], np.bool_)
+    scores = np.array([score for *_, score in told], np.float64)
     if there[half].all() or there[~half].all():
         raise InputError(
             f"the truth of {dataset.uri} names too little that is absent; thresholds can't be learnt by it"
@@ -165,7 +166,7 @@ def _detections(image: StoredImage) -> Detections:
     )
 
 
-def _learn(words: np.ndarray, there: Flags, scores: Floats, most: float) -> tuple[float, dict[str, float]]:
+def _learn(words: npt.NDArray[np.str_], there: Flags, scores: Floats, most: float) -> tuple[float, dict[str, float]]:
     """The threshold of all phrases, and those of single ones."""
     absent = {word: scores[~there & (words == word)] for word in np.unique(words).tolist()}
     own = {word: _least(of, most) for word, of in absent.items() if len(of) >= _ENOUGH}
@@ -174,10 +175,10 @@ def _learn(words: np.ndarray, there: Flags, scores: Floats, most: float) -> tupl
 
 def _least(absent: Floats, most: float) -> float:
     """The least threshold that no more than a share of scores is over."""
-    ranked = [*sorted(absent.tolist(), reverse=True), 0.0]
+    ranked: list[float] = [*sorted(absent.tolist(), reverse=True), 0.0]
     return min(max(ranked[int(most * len(absent))], 0.0), 0.999)
 
 
-def _kept(learnt: tuple[float, Mapping[str, float]], words: np.ndarray, scores: Floats) -> Flags:
+def _kept(learnt: tuple[float, Mapping[str, float]], words: npt.NDArray[np.str_], scores: Floats) -> Flags:
     limits = np.array([learnt[1].get(word, learnt[0]) for word in words.tolist()])
     return np.asarray(scores > limits)

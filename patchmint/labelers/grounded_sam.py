@@ -106,7 +106,7 @@ class GroundedSam:
         """
         ready = [self.prepare(image) for image in images] if prepared is None else prepared
         with stage("detect"), named(self._detector_name):
-            found = self._boxes(images, texts, ready, losses)
+            found, unconfirmed = self._boxes(images, texts, ready, losses)
         boxes, repeated = zip(*(_once(detections.boxes) for detections in found), strict=True) if found else ((), ())
         with stage("mask"), named(self._masker_name):
             masks: list[Masks] = [
@@ -115,14 +115,16 @@ class GroundedSam:
             ]
         answers = []
         noted = [None] * len(images) if losses is None else losses
-        for image, image_texts, detections, image_masks, lost in zip(images, texts, found, masks, noted, strict=True):
+        rows = zip(images, texts, found, unconfirmed, masks, noted, strict=True)
+        for image, image_texts, detections, doubted, image_masks, lost in rows:
             size = (image.shape[0], image.shape[1])
             of_boxes: Origin = "annotator" if self.masker is None else "mixed"
             origins = [of_boxes if score == UNKNOWN_SCORE else "model" for score in detections.scores]
             drawn = given_masks(image_texts, size)
             if len(drawn[1]):
                 detections, image_masks, origins = _joined((detections, image_masks, origins), drawn)
-            answers.append(self._instances(size, detections, image_masks, origins, lost))
+            made = self._instances(size, detections, image_masks, origins, lost)
+            answers.append(replace(made, unconfirmed=doubted))
         return answers
 
     def _boxes(
@@ -131,11 +133,14 @@ class GroundedSam:
         texts: Sequence[Sequence[Text]],
         prepared: Sequence[Prepared],
         losses: Sequence[list[Loss]] | None,
-    ) -> list[Detections]:
-        """Of each image the boxes that come with its texts, and those that are found for the other texts."""
+    ) -> tuple[list[Detections], list[int]]:
+        """Of each image the boxes that come with its texts, and those that are found for the other texts.
+
+        Also how many of the latter a second look took away.
+        """
         given = [given_boxes(each, (image.shape[0], image.shape[1])) for each, image in zip(texts, images, strict=True)]
         asked = [[index for index, text in enumerate(each) if not text.instances] for each in texts]
-        looked = [index for index, wanted in enumerate(asked) if wanted]
+        looked, unconfirmed = [index for index, wanted in enumerate(asked) if wanted], [0] * len(images)
         if self.detector is not None and looked:
             own: list[list[Loss]] = [[] for _ in looked]
             noted = own if losses is not None else None
@@ -143,13 +148,16 @@ class GroundedSam:
             wanted = [[texts[index][text] for text in asked[index]] for index in looked]
             found = self.box_rules.detect(self.detector, seen, wanted, [prepared[index][0] for index in looked], noted)
             if self.presence is not None:
-                found = self.presence.kept(self.detector, seen, wanted, found, noted)
+                kept = self.presence.kept(self.detector, seen, wanted, found, noted)
+                for index, before, after in zip(looked, found, kept, strict=True):
+                    unconfirmed[index] = len(before.scores) - len(after.scores)
+                found = kept
             for index, detections, lost in zip(looked, found, own, strict=True):
                 numbers = np.array([*asked[index], len(texts[index])])  # the last: of negative phrases
                 given[index] = merge([given[index], replace(detections, text_index=numbers[detections.text_index])])
                 if losses is not None:
                     losses[index] += [each.moved(numbers) for each in lost]
-        return given
+        return given, unconfirmed
 
     def _masks(
         self,

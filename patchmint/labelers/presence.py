@@ -94,8 +94,8 @@ class Presence:
             for look, prompts, answer in zip(some, asked, answers, strict=True):
                 check_found("a detector", answer, (look.pixels.shape[0], look.pixels.shape[1]), prompts)
                 for number, (prompt, rows) in enumerate(zip(prompts, look.rows.values(), strict=True)):
-                    boxes = found[look.image].boxes[rows] - np.array([*look.corner, *look.corner], np.float32)
-                    scores[look.image][rows] = _scores(answer.only(answer.text_index == number), prompt, boxes)
+                    here = found[look.image].boxes[rows] - np.array([*look.corner, *look.corner], np.float32)
+                    scores[look.image][rows] = _scores(answer.only(answer.text_index == number), prompt, here)
         return scores
 
     def rehearse(self, detector: Detector, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, product
 
 import numpy as np
@@ -134,6 +134,7 @@ class TiledSegmenter:
         if not tiles or not len(asked):
             return found
         parts: list[tuple[Tile, Instances]] = []
+        unconfirmed = found.unconfirmed
         for start in range(0, len(tiles), _AT_ONCE):
             some = tiles[start : start + _AT_ONCE]
             wanted = [[texts[index] for index in asked]] * len(some)
@@ -146,6 +147,7 @@ class TiledSegmenter:
                 offset = np.array([tile.left, tile.top, tile.left, tile.top], np.float32)
                 here = answer.boxes + offset
                 has = tile.has(here)
+                unconfirmed += answer.unconfirmed
                 if len(whole := np.flatnonzero(has)):
                     parts.append((tile, _moved(answer.only(whole), here[whole], asked, tile, size)))
                 if losses is not None:
@@ -153,7 +155,7 @@ class TiledSegmenter:
                     numbers = np.array([*asked, len(texts)])  # the last: of negative phrases
                     losses += [each.moved(numbers, offset) for each in (*lost, Loss("tile-edge", cut))]
         everything = Tile.of(1 + max(tile.side for tile in tiles), 0, 0, *size, size)
-        return _merged([(everything, found), *parts], tiles, asked, losses)
+        return replace(_merged([(everything, found), *parts], tiles, asked, losses), unconfirmed=unconfirmed)
 
     def rehearse(
         self,

@@ -95,6 +95,7 @@ class UnitResult:
         won: False if another driver had committed the unit already.
         batch_size: images that the models took at once, in the end.
         dark: images that are nearly black because nothing says which of their 16 bits are in use.
+        unconfirmed: boxes that a second look took away (`labels.presence`), of samples that aren't `saved`.
         profile: None unless it was asked for.
     """
 
@@ -108,6 +109,7 @@ class UnitResult:
     won: bool = True
     batch_size: int = 0
     dark: int = 0
+    unconfirmed: int = 0
     profile: WorkerProfile | None = None
     images: ImageCounts | None = None
 

@@ -94,7 +94,7 @@ class Progress:
         planned: samples in all units of this run.
         batch_sizes: images that models took at once, in ascending order; workers may differ.
         saved: of `samples`, those that an earlier run had annotated.
-        dark: images, as in `UnitResult`.
+        dark, unconfirmed: as in `UnitResult`.
         working: by worker, how far it is with a unit that isn't finished.
         workers_wanted: workers that were asked for, without those that were let go because no work was left for them.
         by_place: by place ("HOST DEVICE"), what became of the work there.
@@ -114,6 +114,7 @@ class Progress:
     batch_sizes: list[int] = field(default_factory=list)
     saved: int = 0
     dark: int = 0
+    unconfirmed: int = 0
     working: dict[int, Working] = field(default_factory=dict)
     workers_wanted: int = 0
     by_place: dict[str, PlaceTally] = field(default_factory=dict)
@@ -140,6 +141,7 @@ class Progress:
         self.done += 1
         self.saved += result.saved
         self.dark += result.dark
+        self.unconfirmed += result.unconfirmed
         self.samples += result.planned
         self.written += result.written
         for reason, count in result.rejects.items():

@@ -24,7 +24,7 @@ from typing import NoReturn
 
 import torch
 
-from patchmint.annotate.models import AnnotationModels
+from patchmint.annotate.models import AnnotationModels, ModelAnswers
 from patchmint.compute.devices import machine_device
 from patchmint.compute.memory import (
     device_peak,
@@ -274,6 +274,7 @@ class Worker:
             won=won,
             batch_size=self._batch_size.now,
             dark=work.dark,
+            unconfirmed=work.unconfirmed,
             profile=self._profile(timing) if self._settings.profile else None,
         )
 
@@ -342,6 +343,7 @@ class Worker:
                     work.positions = tuple(position for position, _ in batch)
                     with stage("annotate"):
                         answers = self._ask([item for _, item in batch], finisher)
+                    work.unconfirmed += sum(_unconfirmed_in(own) for own in answers)
                     if any(
                         isinstance(each, Fault) and each.reason == "out-of-memory" for own in answers for each in own
                     ):
@@ -496,7 +498,7 @@ class _InWork:
         looked: the last position that was considered for a batch.
         saved: samples that an interrupted run had annotated.
         unreadable: samples that were rejected before the models saw them.
-        dark: images, as in `UnitResult`.
+        dark, unconfirmed: as in `UnitResult`.
         positions: of the samples that are in work now.
     """
 
@@ -509,6 +511,7 @@ class _InWork:
     saved: int = 0
     unreadable: int = 0
     dark: int = 0
+    unconfirmed: int = 0
     positions: tuple[int, ...] = ()
 
     def taken(self, items: Items) -> Iterator[tuple[int, Prepared]]:
@@ -527,6 +530,12 @@ class _InWork:
                 self.looked = max(self.looked, position)
                 self.dark += sum(image.image.dark for image in item.images)
                 yield position, item
+
+
+def _unconfirmed_in(answers: Sequence[Answer | None]) -> int:
+    """How many boxes a second look took away in a sample's images."""
+    found = [each.instances for each in answers if isinstance(each, ModelAnswers)]
+    return sum(each.unconfirmed for each in found if each is not None)
 
 
 def _reasons(rejects: Sequence[Reject]) -> dict[str, int]:
