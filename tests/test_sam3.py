@@ -46,7 +46,7 @@ def config_of(sam3, **labels):
 
 
 def test_instances_are_those_of_transformers(compared):
-    assert compared["instances"] > 100
+    assert compared["instances"] > 50
     assert 0.02 < compared["covered"][0] < compared["covered"][1] < 0.98
     assert compared["mask_iou"] > 0.999
     assert compared["max_difference"] < 1e-4
