@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import duckdb
 
 from patchmint.errors import InputError
 
-_AGGREGATES = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type = 'aggregate'"
 _NODES = {"SUBQUERY": "a subquery", "WINDOW": "a window function"}
 _MULTIPLYING = {"unnest", "generate_subscripts"}
 
@@ -61,7 +61,7 @@ def check_expression(connection: duckdb.DuckDBPyConnection, written: str) -> Exp
     """
     duckdb.SQLExpression(written)
     ((parsed,),) = connection.execute("SELECT json_serialize_sql($1)", [f"SELECT ({written}\n)"]).fetchall()
-    aggregates = {name for (name,) in connection.execute(_AGGREGATES).fetchall()}
+    aggregates = _aggregates()
     try:
         nodes = list(_objects(json.loads(parsed)))
     except RecursionError as error:
@@ -81,6 +81,14 @@ def check_expression(connection: duckdb.DuckDBPyConnection, written: str) -> Exp
         stars=any(node.get("class") == "STAR" for node in nodes),
         functions=frozenset(node["function_name"] for node in nodes if node.get("function_name")),
     )
+
+
+@cache  # the list takes longer than all the rest
+def _aggregates() -> frozenset[str]:
+    """Names of DuckDB's aggregates."""
+    listed = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type = 'aggregate'"
+    with sandbox() as base:
+        return frozenset(name for (name,) in base.execute(listed).fetchall())
 
 
 def _columns(nodes: Iterable[dict[str, Any]]) -> Iterator[str]:

@@ -333,14 +333,13 @@ def shade_patches(
 
     colours = photo.astype(np.float32)
     grey = (colours @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
-    share = (_LEAST_TINT + _MORE_TINT * strength[np.ix_(row, col)])[..., None]
-    shaded = np.where(
-        bright[..., None],
-        colours + share * (np.array(KEPT_TINT, dtype=np.float32) - colours),
-        _DIM * (0.8 * grey + 0.2 * colours),
-    )
-    hatch = (np.add.outer(np.arange(height), np.arange(width)) % _HATCH_PX < 2)[..., None]
-    shaded = np.where(seen[..., None], shaded, _UNSEEN_DIM * grey + np.where(hatch, 70, 22))
+    shaded = _DIM * (0.8 * grey + 0.2 * colours)
+    share = (_LEAST_TINT + _MORE_TINT * strength[np.ix_(row, col)])[bright][:, None]
+    kept_colours = colours[bright]
+    shaded[bright] = kept_colours + share * (np.array(KEPT_TINT, dtype=np.float32) - kept_colours)
+    if not seen.all():
+        hatch = np.add.outer(np.arange(height), np.arange(width))[~seen] % _HATCH_PX < 2
+        shaded[~seen] = _UNSEEN_DIM * grey[~seen] + np.where(hatch, np.float32(70), np.float32(22))[:, None]
 
     lines = seen & (_line_places(y_edges, height)[:, None] | _line_places(x_edges, width)[None])
     # Dark on bright patches, light on dim ones.
