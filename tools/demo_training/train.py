@@ -17,7 +17,7 @@ SCHEDULES = {
     "masker": Schedule(steps=3200, rate=6e-4, evaluate_every=500),
     "tokenizer": Schedule(steps=3000, rate=5e-4, evaluate_every=500),
     "vit": Schedule(
-        steps=840, rate=1.4e-3, warmup=30, weight_decay=0.02, evaluate_every=300, muon="vision_model.encoder."
+        steps=2000, rate=1.4e-3, warmup=30, weight_decay=0.02, evaluate_every=300, muon="vision_model.encoder."
     ),
 }
 
