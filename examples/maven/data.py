@@ -32,9 +32,9 @@ class Size:
     """How many scenes and documents there are to learn from (`more` without labels), and to be judged by."""
 
     labelled: int = 1200
-    more: int = 2800
+    more: int = 1800
     held_out: int = 250
-    documents: int = 120
+    documents: int = 100
     held_out_documents: int = 60
 
 
