@@ -56,8 +56,8 @@ class Selector(nn.Module):
         return self.layers(torch.cat([self.norm(patches), state.expand(-1, patches.shape[1], -1)], 2))[..., 0]
 
 
-def train(samples, steps=600):
-    """Labelled patches are looked at nine times as often as others."""
+def train(samples, steps=400):
+    """Labelled patches are looked at nine times as often as others; asked for something else, they are wrong."""
     torch.manual_seed(0)
     texts, *tensors = zip(*samples, strict=True)
     codes, features, labels, _ = map(torch.stack, tensors)
@@ -67,9 +67,14 @@ def train(samples, steps=600):
     for _ in range(steps):
         batch = torch.randperm(len(texts))[:48]
         chosen = torch.multinomial(1 + 8 * labels[batch].float(), min(96, labels.shape[1]))
-        scores = model([texts[index] for index in batch], codes[batch], features[batch[:, None], chosen])
+        patches, wanted = features[batch[:, None], chosen], labels[batch].gather(1, chosen)
+        asked = [texts[index] for index in batch]
+        loss = functional.binary_cross_entropy_with_logits(model(asked, codes[batch], patches), wanted.float())
+        others = [*asked[1:], asked[0]]
+        unlike = torch.tensor([text != other for text, other in zip(asked, others, strict=True)])
+        wrong = model(others, codes[batch], patches)[wanted & unlike[:, None]]
         optimizer.zero_grad()
-        functional.binary_cross_entropy_with_logits(scores, labels[batch].gather(1, chosen).float()).backward()
+        (loss + functional.softplus(wrong).sum() / max(len(wrong), 1)).backward()
         optimizer.step()
         schedule.step()
     return model.eval()

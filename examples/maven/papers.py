@@ -44,6 +44,8 @@ STUDENT = {1: math.nan, 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 # t at 95 %, by the number of seeds.
 POINTS = 4
 TOKENS = 36
+COMPARED = {"STI": "V_L", "SCI": "V_L", "DCI": "V_L", "DCI, resampler": "DCI"}
+# Within a seed, which both share: that is surer than their means.
 
 
 class Pooled(Projector):
@@ -222,6 +224,10 @@ def main() -> None:
     (options.out / "papers.json").write_text(json.dumps(by_seed, indent=1) + "\n")
     plot(by_seed, options.out / "papers.png")
     rows = [flat(found) for found in by_seed]
+    for row in rows:
+        for name, other in COMPARED.items():
+            paths = [path for path in row if f" / {name} / " in path]
+            row |= {f"{path} - {other}": row[path] - row[path.replace(f"/ {name} /", f"/ {other} /")] for path in paths}
     for name in rows[0]:
         print(f"{name:<60} {interval([row[name] for row in rows])}")
 

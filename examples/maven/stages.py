@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from model import SPECIAL, WIDTH, Maven, Mode
+from model import WIDTH, Maven, Mode
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -149,49 +149,49 @@ def talk(
     return made
 
 
-def selector_state(world: Maven, sample: StageSample, codes: int | None = None) -> Made:
-    """What the selector is asked in stage 1: about all things (a sample's first text), or about one (its second).
-
-    `codes` is how many of the picture's are read; None: all.
-    """
+def selector_state(world: Maven, sample: StageSample) -> Made:
+    """What the selector is asked in stage 1: about all things (a sample's first text), or about one (its second)."""
     question = question_of(sample.text) if sample.text_index else DESCRIBE
-    return {"state0": world.builder.state(sample.codes.flatten()[:codes], question)}
+    return {"state0": world.builder.state(sample.codes, question)}
 
 
 def learn_words(world: Maven, data: Sequence[Path], out: Path, steps: int) -> None:
     """Before stage 1, for MaVEn's Vicuna: the language model learns to talk about pictures that are told in words."""
-    tasks = [*(_told(world, data, "words", 1, group) for group in (2, 1, 2, 4)), _remembered(world, data)]
+    told = [_told(world, data, "words", 1, group) for group in (2, 1, 2, 4)]
+    asked = _remembered(world, data)
+    tasks = [*told[:2], asked, *told[2:], asked]
     with only(world, "llm"):
         fit(out / "words.pt", world, tasks, world.llm.parameters(), steps, 3e-3)
 
 
 def _remembered(world: Maven, data: Sequence[Path]) -> Task:
-    """At `<EOS>`, where the selector's state is taken, to name the words of the question that stands before the codes.
+    """At `<EOS>`, where the selector's state is taken, to name the thing that a question before the codes asks for.
 
-    A pretrained language model's state has them; one that has learnt nothing at `<EOS>` hasn't. Rows of codes are
-    drawn anew for each batch, as `resize_embeddings` will draw them, so the question is read past whatever they are;
-    most pictures have few, past which that is learnt first.
+    A pretrained language model's state has it; that of one which has learnt nothing at `<EOS>` hasn't. Rows of codes
+    are drawn anew for each batch, as `resize_embeddings` will draw them, so the question is read past whatever they
+    are. Pictures have few of them here: that is learnt sooner, and a whole picture's still move the state.
     """
 
     def sequences(sample: StageSample) -> Made:
-        codes = random.Random(f"{sample.key} {sample.text_index}").choice((1, 4, 9, None))  # noqa: S311
-        return selector_state(world, sample, codes)
+        lot = random.Random(sample.key)  # noqa: S311
+        codes = sample.codes.flatten()[: lot.choice((1, 4, 9, 16))]
+        return {"state0": world.builder.state(codes, question_of(lot.choice(EVERYTHING)))}
+
+    words = world.tokenizer.convert_tokens_to_ids([*COLOURS, *SHAPES])
 
     def loss(batch: StageBatch) -> Tensor:
         asked = batch.sequences["state0"]
-        words = world.llm.get_input_embeddings().weight
+        old = world.llm.get_input_embeddings().weight
         by_batch = torch.Generator().manual_seed(random.Random("".join(batch.keys)).getrandbits(32))  # noqa: S311
-        drawn = torch.randn(world.vocabulary.size - len(words), WIDTH, generator=by_batch)
-        rows = torch.cat([words, words.mean(0) + words.std(0) * drawn])
-        read = world.llm.model(
-            inputs_embeds=functional.embedding(asked.input_ids, rows), attention_mask=asked.attention_mask
-        )
-        states = read.last_hidden_state[torch.arange(len(asked.input_ids)), asked.state_positions]
-        named = torch.zeros(len(states), len(rows)).scatter_(1, asked.input_ids, 1)[:, : len(words)]
-        named[:, world.tokenizer.convert_tokens_to_ids([*SPECIAL.values()])] = 0
-        return functional.cross_entropy(world.llm.lm_head(states), named / named.sum(1, keepdim=True))
+        new = torch.randn(world.vocabulary.size - len(old), WIDTH, generator=by_batch)
+        rows = torch.cat([old, old.mean(0) + old.std(0) * new])
+        embeddings = functional.embedding(asked.input_ids, rows)
+        states = world.llm.model(inputs_embeds=embeddings, attention_mask=asked.attention_mask).last_hidden_state
+        logits = world.llm.lm_head(states[torch.arange(len(states)), asked.state_positions])[:, words]
+        named = (asked.input_ids[..., None] == torch.tensor(words)).any(1).float()
+        return functional.cross_entropy(logits, named / named.sum(1, keepdim=True))
 
-    return Task(StageDataset(data, include=("codes",), sequences=sequences), loss)
+    return Task(StageDataset(data, include=("codes",), text="first", sequences=sequences), loss)
 
 
 def stage1(world: Maven, data: Path, out: Path, steps: int) -> None:
