@@ -182,7 +182,7 @@ def calibrate_command(
     else:
         console_for_data().print(
             f"{learnt.boxes:,} boxes; expected calibration error: {learnt.ece_before:.3f} before, "
-            f"{learnt.ece_after:.3f} after",
+            f"{learnt.ece_after:.3f} after ({learnt.ece_chance:.3f} would be chance)",
             highlight=False,
         )
         if told:

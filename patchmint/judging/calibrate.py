@@ -18,6 +18,12 @@ from patchmint.judging.trust import TrustModel
 from patchmint.judging.truth import Truth
 from patchmint.types import Progress
 
+FOLDS = 10
+"""Parts of the images, each measured with what the others taught."""
+
+_DRAWS = 20
+# How often outcomes are drawn, to see what error is chance.
+
 
 class Calibration(BaseModel):
     """From a detector's score to the share of boxes that are right: straight lines between points.
@@ -27,8 +33,9 @@ class Calibration(BaseModel):
         shares: of the points, never falling.
         boxes: that it was learnt from.
         presence: a second look with the thresholds learnt for it, for `labels.presence.calibration`; None: none was.
-        ece_before, ece_after: expected calibration error of scores as they are; and calibrated, where each half of the
-            images is measured with what the other one taught.
+        ece_before, ece_after: expected calibration error of scores as they are; and calibrated, where each tenth of the
+            images is measured with what the others taught.
+        ece_chance: what `ece_after` would be by chance, with so many boxes, if calibrated scores were exactly right.
         trust: what `patchmint trust` may take to be known of labels; None where it wasn't learnt.
     """
 
@@ -40,6 +47,7 @@ class Calibration(BaseModel):
     presence: PresenceConfig | None = Field(default=None, exclude_if=lambda presence: presence is None)
     ece_before: float = 0.0
     ece_after: float = 0.0
+    ece_chance: float = 0.0
     trust: TrustModel | None = Field(default=None, exclude_if=lambda trust: trust is None)
 
     def __call__(self, scores: Sequence[float] | Floats) -> Floats:
@@ -89,10 +97,21 @@ def calibrate(dataset: Dataset, truth: Truth, progress: Progress | None = None) 
     judging = Judge()
     judge_images(judging, dataset, truth, progress=progress)
     images, scores, right = judging.outcomes()
-    half = images % 2 == 1
-    if half.all() or not half.any():
+    if len(np.unique(images)) < 2:
         raise InputError(f"too little of {dataset.uri} has scores and a known truth to calibrate by")
-    learnt = fit(scores, right)
-    apart = np.where(half, fit(scores[~half], right[~half])(scores), fit(scores[half], right[half])(scores))
-    before, after = (float(calibration_error(reliability(each.tolist(), right.tolist()))) for each in (scores, apart))
-    return learnt.model_copy(update={"ece_before": before, "ece_after": after})
+    parts = np.unique(images, return_inverse=True)[1] % FOLDS
+    apart = np.zeros(len(scores))
+    for part in range(parts.max() + 1):
+        own = parts == part
+        apart[own] = fit(scores[~own], right[~own])(scores[own])
+    chances = [_error(apart, draws < apart) for draws in np.random.default_rng(0).random((_DRAWS, len(apart)))]
+    update = {
+        "ece_before": _error(scores, right),
+        "ece_after": _error(apart, right),
+        "ece_chance": float(np.mean(chances)),
+    }
+    return fit(scores, right).model_copy(update=update)
+
+
+def _error(scores: Floats, right: Flags) -> float:
+    return float(calibration_error(reliability(scores.tolist(), right.tolist())))

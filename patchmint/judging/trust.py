@@ -131,6 +131,33 @@ Found = Mapping[int, Sequence[Label]]
 """Of an image what was found, by the numbers of its texts."""
 
 
+@dataclass(frozen=True, eq=False)
+class Added:
+    """What an image adds to what is counted, which mustn't testify for the image itself.
+
+    Attributes:
+        counts: by word, how much of each of the image's codes there is under labels of that word: (K,).
+        sizes: by word, the number of such labels, and the sums of their log sizes and of these squared: (3,).
+    """
+
+    counts: Mapping[str, Floats]
+    sizes: Mapping[str, Floats]
+
+    @classmethod
+    def of(cls, look: Look | None, size: Size, found: Found) -> Self:
+        """That of an image of which `size` is (height, width)."""
+        counts: dict[str, Floats] = {}
+        sizes: dict[str, Floats] = {}
+        for label in (label for own in found.values() for label in own):
+            value = _log_size(label, size)
+            under = look.counts(look.under(label)) if look is not None else None
+            for word in words_of(label.phrase.text):
+                sizes[word] = sizes.get(word, 0) + np.array([1, value, value * value])
+                if under is not None:
+                    counts[word] = counts.get(word, 0) + under
+        return cls(counts, sizes)
+
+
 class Likeness:
     """Which codes and which sizes go with which words, counted over a data set; memory doesn't grow with it."""
 
@@ -140,14 +167,14 @@ class Likeness:
         self._sizes = np.zeros((3, _WORDS))
         self._background = np.zeros(_WORDS)
 
-    def add(self, look: Look | None, size: Size, found: Found) -> None:
-        """Count an image, of which `size` is (height, width)."""
+    def add(self, look: Look | None, added: Added) -> None:
+        """Count an image."""
         if look is not None:
             np.add.at(self._background, look.codes % _WORDS, look.counts(look.shown))
-            for word, counts in _by_word(look, found).items():
+            for word, counts in added.counts.items():
                 np.add.at(self._pairs, _pairs(word, look.codes), counts)
                 self._cells[_row(word) % _WORDS] += counts.sum()
-        for word, sums in _sizes_by_word(found, size).items():
+        for word, sums in added.sizes.items():
             self._sizes[:, _row(word) % _WORDS] += sums
 
     def evidence(self, look: Look, word: str, own: Floats | None) -> Floats:
@@ -185,43 +212,19 @@ def _pairs(word: str, codes: Integers) -> Integers:
     )
 
 
-def _all(found: Found) -> Iterator[Label]:
-    return (label for own in found.values() for label in own)
-
-
 def _log_size(label: Label, size: Size) -> float:
     left, top, right, bottom = label.phrase.box
     return math.log(max((right - left) * (bottom - top), 1) / (size[0] * size[1]))
 
 
-def _sizes_by_word(found: Found, size: Size) -> dict[str, Floats]:
-    """Of the labels of each word their number, and the sums of their log sizes and of these squared: (3,)."""
-    sums: dict[str, Floats] = {}
-    for label in _all(found):
-        value = _log_size(label, size)
-        for word in words_of(label.phrase.text):
-            sums[word] = sums.get(word, 0) + np.array([1, value, value * value])
-    return sums
-
-
-def _by_word(look: Look, found: Found) -> dict[str, Floats]:
-    """How much of each code there is under the labels of each word: (K,)."""
-    counts: dict[str, Floats] = {}
-    for label in _all(found):
-        under = look.counts(look.under(label))
-        for word in words_of(label.phrase.text):
-            counts[word] = counts.get(word, 0) + under
-    return counts
-
-
-def cheap(likeness: Likeness, look: Look | None, size: Size, stored: Found, found: Sequence[Label]) -> Floats:
+def cheap(likeness: Likeness, look: Look | None, size: Size, added: Added, found: Sequence[Label]) -> Floats:
     """What is cheap to know of a text's labels: float64 (len(CHEAP),), NaN where it isn't known.
 
     Args:
         likeness: of the data set.
         look: of the image; None where there are no codes.
         size: (height, width) of the image.
-        stored: what was counted of it.
+        added: what was counted of it.
         found: for the text; not empty.
     """
     told = dict.fromkeys(CHEAP, math.nan)
@@ -229,8 +232,7 @@ def cheap(likeness: Likeness, look: Look | None, size: Size, stored: Found, foun
     if UNKNOWN_SCORE not in scores:
         told |= {"score_least": min(scores), "score_mean": sum(scores) / len(scores)}
     told["boxes_log"] = math.log(len(found))
-    own = _sizes_by_word(stored, size)
-    sizes = [likeness.size_of(each, size, own) for each in found]
+    sizes = [likeness.size_of(each, size, added.sizes) for each in found]
     told |= {"size_most": max(sizes), "size_least": min(sizes)}
     told["fill_least"] = min(_fill(each) for each in found)
     boxes = [each.phrase.box for each in found]
@@ -239,7 +241,7 @@ def cheap(likeness: Likeness, look: Look | None, size: Size, stored: Found, foun
     same = (spans[:, None] == spans).all(-1)
     told |= {"overlap_most": ious[~same].max(initial=0), "repeated_most": ious[same].max(initial=0)}
     if look is not None:
-        told |= _looks(likeness, look, stored, found)
+        told |= _looks(likeness, look, added.counts, found)
     return np.array([told[name] for name in CHEAP])
 
 
@@ -248,8 +250,7 @@ def _fill(label: Label) -> float:
     return 1.0 if label.mask is None else min(area(label.mask) / max((right - left) * (bottom - top), 1), 1.0)
 
 
-def _looks(likeness: Likeness, look: Look, stored: Found, found: Sequence[Label]) -> dict[str, float]:
-    own = _by_word(look, stored)
+def _looks(likeness: Likeness, look: Look, own: Mapping[str, Floats], found: Sequence[Label]) -> dict[str, float]:
     shown = look.shown > 0.5
     maps: dict[str, list[Floats]] = {}
     unders = [look.under(each) for each in found]
@@ -448,7 +449,8 @@ class Trust:
         every = np.arange(self._dataset.samples)
         for _, sample in iter_stored(self._dataset, every, self._endings, progress):
             for image in sample.images:
-                self._likeness.add(Look.of(image, self._tokens), _size(image), found_of(image))
+                look = Look.of(image, self._tokens)
+                self._likeness.add(look, Added.of(look, _size(image), found_of(image)))
 
     def known(
         self, indices: Integers, planters: Sequence[Planter | None] = (None,), *, keep: bool = False
@@ -496,6 +498,7 @@ class Trust:
         planters: Sequence[Planter | None],
     ) -> Iterator[Known]:
         size, look = _size(image), Look.of(image, self._tokens)
+        added = Added.of(look, size, found)
         for text in image.texts:
             again = heard.get(text)
             silent = None if again is None else float(np.mean([not each for each in again]))
@@ -503,7 +506,7 @@ class Trust:
                 own, kind = found[text], -1
                 if planter is not None and own:
                     own, kind = planter.corrupt(own, size)
-                values = cheap(self._likeness, look, size, found, own) if own else None
+                values = cheap(self._likeness, look, size, added, own) if own else None
                 if values is not None and again is not None:
                     values = np.concatenate([values, agreement(own, again, size)])
                 yield Known(index, image, text, own, kind, planter is not None, values, silent)
