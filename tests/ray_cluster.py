@@ -139,14 +139,13 @@ class RayCluster:
         return "".join(map(_metrics, self._metrics_ports))
 
     def _start_head(self):
-        port, dashboard, *self._metrics_ports = _free_ports(4)
+        port, dashboard, client, *self._metrics_ports = _free_ports(5)
         self.address = f"127.0.0.1:{port}"
         self.dashboard = f"http://127.0.0.1:{dashboard}"
         self.env["RAY_ADDRESS"] = self.address
         env = {name: value for name, value in self.env.items() if name != "RAY_ADDRESS"}
         options = ["--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=1", "--num-gpus=0"]
-        options += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-        options += ["--ray-client-server-port=0", "--no-monitor"]  # nobody is a client; there is no autoscaler
+        options += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
         options += [f"--metrics-export-port={self._metrics_ports[0]}", f"--temp-dir={self.folder / 't'}"]
         self.head = Node(options, env, self.folder / "head.log")
 

@@ -195,6 +195,7 @@ def test_mended_samples_are_taken_up_in_new_shards(tmp_path):
     assert counts(asked("status", out, "--json")) == (16, 15, 1)
 
 
+@pytest.mark.kill
 def test_a_retry_that_is_broken_off_goes_on_and_counts_close(tmp_path):
     source = fill(tmp_path / "in", 30, dict.fromkeys(range(30), "slow"))
     whole = {number: (source / f"{number:03d}.jpg").read_bytes() for number in (*range(1, 30, 3), 29)}

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+import warm
 
 from patchmint.errors import WeightsCorruptError, WeightsMissingError, WeightsUnsafeError
 from patchmint.weights import download
@@ -319,7 +319,7 @@ def test_processes_at_once_wait_for_each_other(server, tmp_path):
     server.behaviour.cut_after = [100_000, 100_000]
     known = [str(len(PAYLOAD)), hashlib.sha256(PAYLOAD).hexdigest()]
     command = [sys.executable, "-c", PULL, server.url, *known, str(tmp_path)]
-    processes = [subprocess.Popen(command) for _ in range(3)]
+    processes = [warm.Python(command) for _ in range(3)]
     assert [process.wait(60) for process in processes] == [0, 0, 0]
     assert len(server.behaviour.asked) == 3  # one process fetched, in three goes
     assert (tmp_path / "toy.pth").read_bytes() == PAYLOAD

@@ -288,6 +288,7 @@ def _import_everything():
                 importlib.import_module(module.name)
         for name in ("BertModel", "CLIPVisionModel", "SiglipVisionModel"):
             getattr(transformers, name)
+    _prepare_commands()
     assert "ray" not in sys.modules
     # at a fork's end what is registered by now would only copy the pages of what it takes apart
     for cleaning in weakref.finalize._registry:
@@ -295,6 +296,17 @@ def _import_everything():
     atexit._clear()
     for end in (logging.shutdown, weakref.finalize._exitfunc, multiprocessing.util._exit_function):
         atexit.register(end)
+
+
+def _prepare_commands():
+    """Have typer read the options of all commands, half of what a short command takes."""
+    from patchmint.cli import COMMANDS
+
+    waiting = [command.load(name) for name, command in COMMANDS.items()]
+    for command in waiting:
+        waiting += [inner.load(name) for name, inner in getattr(command, "table", {}).items()]
+        for option in command.params:
+            option.get_runtime_param()
 
 
 def _use_large_pages():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -27,13 +28,18 @@ class LazyCommand:
 
     def load(self, name: str) -> Any:
         """Import it and make it a command of this name."""
-        module, _, attribute = self.where.partition(":")
-        found = getattr(import_module(module), attribute)
-        if isinstance(found, typer.Typer):
-            return typer.main.get_group(found)
-        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        app.command(name, epilog=examples(*self.examples))(found)
-        return typer.main.get_command(app)
+        return _load(self, name)
+
+
+@cache  # typer takes as long for the options of a command as many a command for its work
+def _load(command: LazyCommand, name: str) -> Any:
+    module, _, attribute = command.where.partition(":")
+    found = getattr(import_module(module), attribute)
+    if isinstance(found, typer.Typer):
+        return typer.main.get_group(found)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(name, epilog=examples(*command.examples))(found)
+    return typer.main.get_command(app)
 
 
 class _LazyGroup(TyperGroup):
