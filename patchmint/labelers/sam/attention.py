@@ -3,8 +3,8 @@
 The score of query q at (y, x) and key k at (i, j) is q * k + q * rows[y, i] + q * cols[x, j]. Upstream writes both
 terms into a matrix of all scores. Here queries and keys are lengthened instead: a query by what each row and each
 column of keys adds to it, a key by ones at its own row and column. Plain attention of the longer vectors then gives the
-same scores, so that any fused kernel will do. Over whole pictures the longer ones cost more than all else; there a GPU
-runs a kernel of ours (`patchmint.compute.kernels`).
+same scores, so that any fused kernel will do. Over whole pictures the longer ones cost more than all else; there both
+terms are added to some scores at a time, on a GPU in a kernel of ours (`patchmint.compute.kernels`).
 """
 
 from __future__ import annotations
