@@ -19,7 +19,7 @@ from patchmint.errors import ConfigError
 from patchmint.jobs.status import status
 from patchmint.labelers import grounded_sam
 from patchmint.labelers.grounding_dino import arch as dino_arch
-from patchmint.labelers.grounding_dino import deformable, encoders, transformer
+from patchmint.labelers.grounding_dino import deformable, encoders, swin, transformer
 from patchmint.labelers.grounding_dino import model as dino_model
 from patchmint.labelers.grounding_dino.prompts import Vocabulary, caption_prompts
 from patchmint.labelers.sam import image_encoder
@@ -192,7 +192,7 @@ def test_the_detectors_backbone_compiles_whole(compiler, dtype, monkeypatch, cap
     monkeypatch.setattr(encoders, "pixels_at_once", lambda device: 4 * 64 * 80)
     model = dino_model.untrained(replace(dino_arch.TINY, swin_depths=(2, 1, 1, 1)))
     dino_model.store_reduced(model, dtype)
-    encoders.fuse_windows(model, dtype)
+    swin.fuse_windows(model, dtype)
     generator = torch.Generator().manual_seed(0)
     pixels = [torch.randn(3, *size, generator=generator) for size in [(64, 80)] * 7 + [(80, 64)]]
     with torch.inference_mode(), computing_in(dtype, torch.device("cpu")):

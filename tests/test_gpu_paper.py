@@ -30,7 +30,7 @@ def detector(gpu):
 
 @pytest.mark.parametrize(
     ("stage", "kernels", "gbytes"),
-    [("backbone", 430, 5.2), ("text", 250, 0.3), ("fusion", 780, 5.5), ("decoder", 550, 1.1)],
+    [("backbone", 355, 4.0), ("text", 245, 0.2), ("fusion", 750, 4.7), ("decoder", 500, 1.0)],
 )
 def test_a_stage_of_the_detector_never_waits_and_keeps_to_its_bounds(detector, stage, kernels, gbytes):
     count = detector.of(stage)
@@ -67,19 +67,19 @@ def test_images_of_the_tokenizer_are_read_and_written_as_little_as_can_be(gpu):
     assert names.count("native_group_norm") == 4
     assert names.count("clone") <= 4  # those, where torch shows it
     assert names.count("_to_copy") <= 21 < names.count("convolution")
-    assert 0.5 < counter.total.bytes / 2 / 1e9 <= 0.95
+    assert 0.5 < counter.total.bytes / 2 / 1e9 <= 0.88
 
 
 def test_no_weight_of_the_vision_encoder_is_cast_in_a_pass(gpu):
-    assert 300 < gpu.paper.vit(CUDA, images=2).kernels <= 480  # 140 more if they were
+    assert 300 < gpu.paper.vit(CUDA, images=2).kernels <= 450  # 140 more if they were
 
 
 def test_sams_encoder_keeps_to_its_bounds(gpu):
     counter, _ = gpu.paper.sam("vit-b", CUDA, images=2)
     count = counter.of("encode")
     assert counter.waits == []
-    assert 150 < count.kernels <= 240
-    assert 3.0 < count.bytes / 2 / 1e9 <= 5.3
+    assert 150 < count.kernels <= 220
+    assert 3.0 < count.bytes / 2 / 1e9 <= 4.9
     assert [cudnn for *_, cudnn in counter.attention] == [False] * 8
     assert sum(kernel.name == "attention_by_rows" for kernel in counter.kernels) == 4
     # One product a block that isn't a linear layer: of queries and distances. A part of a tensor as what `proj` takes
@@ -91,7 +91,7 @@ def test_sams_encoder_keeps_to_its_bounds(gpu):
 def test_what_is_compiled_does_with_half_the_passes(gpu):
     with gpu.counts.counting() as counter:
         gpu.paper.detect(counter, CUDA, captions=1, images=5, compiled=True)  # half a pass, or the backbone isn't
-    for stage, kernels, gbytes in (("backbone", 230, 27.0), ("fusion", 750, 31.0), ("decoder", 420, 6.0)):
+    for stage, kernels, gbytes in (("backbone", 160, 21.0), ("fusion", 620, 22.5), ("decoder", 385, 5.0)):
         count = counter.of(stage)
         assert kernels / 2 < count.kernels <= kernels
         assert gbytes / 2 < count.bytes / 1e9 <= gbytes  # of the pass; the backbone's is padded to nine images

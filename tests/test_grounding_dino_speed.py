@@ -9,7 +9,7 @@ from seeded_weights import shake
 from skimage import data
 
 from patchmint.compute.devices import computing_in
-from patchmint.labelers.grounding_dino import canvas, deformable, encoders
+from patchmint.labelers.grounding_dino import canvas, deformable, encoders, swin
 from patchmint.labelers.grounding_dino.arch import TINY
 from patchmint.labelers.grounding_dino.canvas import like_pairs
 from patchmint.labelers.grounding_dino.deformable import deformable_attention, level_table
@@ -40,7 +40,7 @@ def test_windows_that_attend_in_one_kernel_give_what_upstreams_do(dtype, atol):
     pixels = torch.randn(3, 3, 72, 100, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(), computing_in(dtype, CPU):
         theirs = model.backbone[0].forward_raw(pixels)
-        encoders.fuse_windows(model, dtype)
+        swin.fuse_windows(model, dtype)
         ours = model.backbone[0].forward_raw(pixels)
     for found, expected in zip(ours, theirs, strict=True):
         assert expected.std() > 0.1

@@ -24,10 +24,10 @@ from patchmint.labelers.grounding_dino.encoders import (
     compile_backbone,
     encode_images,
     encode_prompts,
-    fuse_windows,
 )
 from patchmint.labelers.grounding_dino.model import store_reduced
 from patchmint.labelers.grounding_dino.prompts import Prompt, Vocabulary, caption_prompts, phrase_prompts
+from patchmint.labelers.grounding_dino.swin import fuse_windows
 from patchmint.labelers.grounding_dino.transformer import compile_layers, match
 from patchmint.types import RgbImage, Size, Span, Text
 

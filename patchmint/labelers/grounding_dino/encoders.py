@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch.nn import functional
 
 from patchmint.compute.compiled import Compiled
 from patchmint.compute.devices import to_device
@@ -19,7 +18,6 @@ from patchmint.types import Size
 _PIXELS_AT_ONCE = {"cpu": 2**20, "cuda": 2**23}
 # On the CPU one image of official size: more of them gain nothing there, while small ones gain much.
 _TOKENS_AT_ONCE = 2**12
-_ALIGNED = 16
 
 _COMPILED = "compiled_feature_maps"
 
@@ -53,49 +51,6 @@ def compile_backbone(model: Any, device: torch.device) -> None:
             sizes=lambda size: (images_at_once(size, device),),
         ),
     )
-
-
-def fuse_windows(model: Any, dtype: torch.dtype) -> None:
-    """Have the model's Swin attend in one kernel a block, in place: for a GPU.
-
-    Args:
-        model: upstream's `GroundingDINO`, on its device.
-        dtype: that its products are computed in. Relative positions are rounded to it.
-    """
-    for layer in model.backbone[0].layers:
-        for block in layer.blocks:
-            block.attn = _FusedWindows(block.attn, dtype)
-
-
-class _FusedWindows(torch.nn.Module):
-    """Upstream's `WindowAttention`, which writes all scores to memory, and reads and writes them at each step."""
-
-    def __init__(self, attention: Any, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.qkv, self.proj = attention.qkv, attention.proj
-        self._heads, self._scale = attention.num_heads, attention.scale
-        places = attention.relative_position_index
-        with torch.no_grad():
-            bias = attention.relative_position_bias_table[places.flatten()].unflatten(0, places.shape)
-        self._bias = bias.permute(2, 0, 1).to(dtype)
-
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Attend within windows.
-
-        Args:
-            x: (images * windows, n, C).
-            mask: (windows, n, n), -100 between what must not see each other, else 0; None = all may.
-        """
-        count, n, _ = x.shape
-        added = self._bias[None] if mask is None else mask[:, None].to(self._bias.dtype) + self._bias
-        # Rows as kernels want them, or they would be copied.
-        added = functional.pad(added, (0, -n % _ALIGNED))
-        if mask is not None:
-            added = added.expand(count // len(mask), -1, -1, -1, -1).flatten(0, 1)
-        added = added[..., :n].expand(count, -1, -1, -1)
-        query, key, value = self.qkv(x).unflatten(-1, (3, self._heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=added, scale=self._scale)
-        return cast(torch.Tensor, self.proj(mixed.transpose(1, 2).flatten(2)))
 
 
 @dataclass(frozen=True)

@@ -166,21 +166,25 @@ def _encoder_layer(
     memory, text = fuse(fusion, memory, text, padding, no_token)
     text = text_layer(src=text.transpose(0, 1), src_mask=blocked, pos=text_position).transpose(0, 1)
     attended = deformable_attention(layer.self_attn, memory + position, reference, memory, levels, padding)
-    memory = _feed_forward(layer, norm_of_sum(memory, attended, layer.norm1), layer.norm2)
+    memory = _feed_forward(layer, memory, attended, layer.norm1, layer.norm2)
     return memory, text.contiguous()
 
 
-def _feed_forward(layer: Any, hidden: torch.Tensor, norm: torch.nn.LayerNorm) -> torch.Tensor:
-    """Two linear layers with a ReLU between, added to what they take, and normed: float (B, S, C).
+def _feed_forward(
+    layer: Any, hidden: torch.Tensor, attended: torch.Tensor, norm: torch.nn.LayerNorm, last: torch.nn.LayerNorm
+) -> torch.Tensor:
+    """Add what attention gave, and norm; add two linear layers with a ReLU between, and norm again: float (B, S, C).
 
-    In parts on the CPU: what lies between is eight times as wide, and would not stay in the cache.
+    In parts on the CPU: what lies between the layers is eight times as wide, and would not stay in the cache.
     """
     if not works_in_parts(hidden.device):
-        return norm_of_sum(hidden, layer.linear2(_rectified(layer.linear1, hidden)), norm)
-    parts = torch.split(hidden, _ROWS_AT_ONCE, dim=1)
-    return cast(
-        torch.Tensor, norm(torch.cat([part + layer.linear2(layer.linear1(part).relu_()) for part in parts], dim=1))
-    )
+        hidden = norm_of_sum(hidden, attended, norm)
+        return norm_of_sum(hidden, layer.linear2(_rectified(layer.linear1, hidden)), last)
+    answers = []
+    for part, added in zip(*(torch.split(each, _ROWS_AT_ONCE, dim=1) for each in (hidden, attended)), strict=True):
+        normed = norm(part + added)
+        answers.append(last(normed + layer.linear2(layer.linear1(normed).relu_())))
+    return torch.cat(answers, dim=1)
 
 
 def _rectified(linear: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
@@ -276,8 +280,7 @@ def _decoder_layer(
     attended = deformable_attention(
         layer.cross_attn, hidden + position, references[:, :, None] * scale, memory, levels, padding
     )
-    hidden = norm_of_sum(hidden, attended, layer.norm1)
-    hidden = _feed_forward(layer, hidden, layer.norm3)
+    hidden = _feed_forward(layer, hidden, attended, layer.norm1, layer.norm3)
     if box_embed is not None:  # the last layer's boxes are those before it
         with computing_fully(hidden.device):
             references = (box_embed(hidden) + _logit(references)).sigmoid()
@@ -348,10 +351,11 @@ def fuse(
     scores = torch.unflatten(scores, 1, (block.attn.num_heads, -1))  # (B, heads, n, S)
     of_tokens = scores.masked_fill(text_padding[:, None, :, None], -torch.inf).softmax(2).flatten(1, 2)
     of_positions = scores.masked_fill(image_padding[:, None, None], -torch.inf).softmax(3).flatten(1, 2)
-    image_sees = torch.bmm(of_tokens.mT, answers) + block.attn.out_v_proj.bias
     with computing_fully(image.device):
         text_sees = _positions_to_text(block.attn, torch.bmm(of_positions, image))
-    image = torch.addcmul(image, block.gamma_v, image_sees) if image.is_cuda else image + block.gamma_v * image_sees
+        # A position's shares sum to 1 in each head, and so to the bias over all heads.
+        answers = (answers + block.attn.out_v_proj.bias / block.attn.num_heads) * block.gamma_v
+    image = image + torch.bmm(of_tokens.mT, answers)
     return image, text + block.gamma_l * text_sees
 
 

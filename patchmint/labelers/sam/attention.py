@@ -3,8 +3,8 @@
 The score of query q at (y, x) and key k at (i, j) is q * k + q * rows[y, i] + q * cols[x, j]. Upstream writes both
 terms into a matrix of all scores. Here queries and keys are lengthened instead: a query by what each row and each
 column of keys adds to it, a key by ones at its own row and column. Plain attention of the longer vectors then gives the
-same scores, so that any fused kernel will do. Over whole pictures the longer ones cost more than all else; there a GPU
-runs a kernel of ours (`patchmint.compute.kernels`).
+same scores, so that any fused kernel will do. Over whole pictures the longer ones cost more than all else; there both
+terms are added to some scores at a time, on a GPU in a kernel of ours (`patchmint.compute.kernels`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from patchmint.compute.compiled import OwnKernel
 
 _SCORES_AT_ONCE = 2**21
 # Scores worked out together on a CPU: 4 MiB in bfloat16, which stay in its cache between the three steps.
+
+_SHORT = 16
+# Positions in a row.
 
 _ALIGNED = 8
 # Fused kernels want vectors of a multiple of 16 bytes.
@@ -46,7 +49,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, cols: Tensor
     by_row = torch.einsum("ghyxc,ykc->ghyxk", query, rows)
     by_col = torch.einsum("ghyxc,xkc->ghyxk", query, cols)
     scaled = query * query.shape[-1] ** -0.5
-    way = _attend_added if query.dtype == torch.float32 else _attend_lengthened
+    adds = query.dtype == torch.float32 or len(rows) > _SHORT
+    way = _attend_added if adds else _attend_lengthened
     return way(scaled, key, value, by_row, by_col).view(query.shape)
 
 
@@ -145,13 +149,13 @@ def _slanted(found: Tensor, axis: int, first: int, side: int) -> Tensor:
 
 
 def _attend_lengthened(query: Tensor, key: Tensor, value: Tensor, by_row: Tensor, by_col: Tensor) -> Tensor:
-    """On a CPU in bfloat16, where torch's fused kernel is slower than products and softmax in turn."""
+    """In bfloat16 in windows, whose rows are too short to be added to one by one."""
     long_query, long_key = _lengthen(query, key, by_row, by_col)
     return _in_blocks(long_query, long_key, value, None)
 
 
 def _attend_added(query: Tensor, key: Tensor, value: Tensor, by_row: Tensor, by_col: Tensor) -> Tensor:
-    """On a CPU in float32, where longer products cost more than additions to the scores."""
+    """In float32, and over whole pictures, where longer products cost more than a pass over the scores."""
     return _in_blocks(query.flatten(2, 3), key.flatten(2, 3), value, (by_row, by_col))
 
 
@@ -182,9 +186,12 @@ def _in_blocks(query: Tensor, key: Tensor, value: Tensor, added: tuple[Tensor, T
         for row in range(0, count, rows):
             block = queries[first : first + step, row : row + rows]
             scores = buffer[: block.shape[0] * block.shape[1] * count].view(*block.shape[:2], count)
-            torch.bmm(block, keys[first : first + step], out=scores)
-            for term in terms:
-                scores.view(*block.shape[:2], side, side).add_(term[first : first + step, row : row + rows])
+            if added is None:
+                torch.bmm(block, keys[first : first + step], out=scores)
+            else:
+                by_row, by_col = (each[first : first + step, row : row + rows] for each in terms)
+                torch.add(by_row, by_col, out=scores.view(*block.shape[:2], side, side))
+                scores.baddbmm_(block, keys[first : first + step])
             torch.softmax(scores, dim=-1, out=scores)
             mixed[first : first + step, row : row + rows] = torch.bmm(scores, values[first : first + step])
     return mixed.view(groups, heads, count, -1)

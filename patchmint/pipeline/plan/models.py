@@ -37,7 +37,7 @@ _LIBRARIES = (
     "pyarrow",
 )
 
-_SAVED_BY_COMPILING = {"detector": 1.0e-3, "masker": 0.27e-3}
+_SAVED_BY_COMPILING = {"detector": 0.75e-3, "masker": 0.27e-3}
 """Seconds of an image on a GPU, for each GB of the model's file: modelled (docs/performance.md), for one text."""
 _COMPILING_SECONDS = 300
 """Of a worker, at most; the next one on the same machine finds most of it on disk."""
