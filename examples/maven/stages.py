@@ -34,8 +34,8 @@ from patchmint.types import PHRASE_SEPARATOR
 
 KEEP = 0.25
 DESCRIBE = "Describe the picture."
-WHICH = "Which picture has a"
-QUESTIONS = 5
+WHICH = "Which picture has"
+QUESTIONS = 9
 # Of a conversation about a group: the pictures cost the most, so they are asked about more than once.
 PAIR = 2
 EVERYTHING = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
@@ -74,7 +74,17 @@ def answer(place: int) -> str:
 
 def question_of(thing: str) -> str:
     """Which picture has it."""
-    return f"{WHICH}{'n' * (thing[:1] in tuple('aeiou'))} {thing}?"
+    article = "" if thing.startswith("something") else "an " if thing[:1] in tuple("aeiou") else "a "
+    return f"{WHICH} {article}{thing}?"
+
+
+def names(text: str, *, parts: bool) -> set[str]:
+    """What a picture shows; with parts also each shape and each colour by itself, which is learnt first."""
+    things = set(text.split(PHRASE_SEPARATOR))
+    if parts:
+        words = [thing.split() for thing in things]
+        return things | {each[-1] for each in words} | {f"something {each[0]}" for each in words}
+    return things
 
 
 def asked(sample: StageSample, most: int = 1) -> list[tuple[str, str]]:
@@ -90,7 +100,7 @@ def asked(sample: StageSample, most: int = 1) -> list[tuple[str, str]]:
     if not sample.group:
         return [(DESCRIBE, sample.text)]
     lot = random.Random(sample.key)  # noqa: S311 (questions; each epoch has other groups)
-    things = [set(one.text.split(PHRASE_SEPARATOR)) for one in sample.group]
+    things = [names(one.text, parts=most > 1) for one in sample.group]
     alone = [sorted(own - set().union(*things[:n], *things[n + 1 :])) for n, own in enumerate(things)]
     if not any(alone):
         alone = [sorted(own) for own in things]
