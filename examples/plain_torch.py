@@ -1,17 +1,14 @@
 """Train MaVEn's patch selector with webdataset and torch alone: the shards carry all that it takes.
 
-    pip install torch webdataset
-    python examples/plain_torch.py out/learn out/held-out          # two finished data sets; --json for machines
+    python examples/plain_torch.py LEARN HELD_OUT 1     # two finished data sets, and which of their texts; 0: the first
 
-Nothing here imports patchmint. The data sets have labels, codes and features on a grid that doesn't depend on the image
-(examples/train_selector.py builds such two, in its folders learn/dataset and held-out/dataset). Here a sum over the
-text's words and one over the codes stand in for the language model's state.
+Nothing here imports patchmint. Sums over a text's words and over the codes stand in for the language model's state.
 """
 
-import argparse
 import io
 import json
 import math
+import sys
 import zlib
 from pathlib import Path
 
@@ -21,66 +18,63 @@ import webdataset
 from torch import nn
 from torch.nn import functional
 
-WORDS, WIDTH, BATCH, PATCHES, KEEP = 4096, 96, 48, 96, 0.25
-
 
 def read(folder, number=0):
-    """Yield a data set's samples in stored order: a text, codes, features, its labels, and those of all texts."""
+    """Yield of each sample a text, codes, features of patches, the text's labels, and those of all texts."""
     layout = json.loads((Path(folder) / "dataset.json").read_text())["layout"]
-    rows, features = layout["grid"]["rows"], layout["features"]
-    first, tokens = features["leading"], features["leading"] + math.prod(features["grid"]) + features["trailing"]
+    spec, lowest = layout["features"], math.ceil(255 * layout["min_coverage"])
     for sample in webdataset.WebDataset(sorted(map(str, Path(folder).glob("shards/*.tar"))), shardshuffle=False):
-
-        def load(ending, sample=sample):
-            return torch.from_numpy(np.load(io.BytesIO(sample[ending]), allow_pickle=False).astype("f4"))
-
-        coverage = load("coverage.npy")  # 0..255, (texts, views * rows, cols); features may be pooled (DeCo)
-        coverage = coverage.reshape(len(coverage), -1, rows, coverage.shape[-1])
-        labels = functional.adaptive_avg_pool2d(coverage, features["grid"]) > math.ceil(255 * layout["min_coverage"])
-        on_grid = load("features.npy").reshape(-1, tokens, features["channels"])[
-            :, first : tokens - features["trailing"]
-        ]
-        codes = load(f"{layout['tokens']['member']}.npy").long().flatten()
-        text = json.loads(sample["json"])["texts"][number]
-        yield text, codes, on_grid.flatten(0, 1), labels[number].flatten(), labels.any(0).flatten()
+        names = "coverage.npy", "features.npy", f"{layout['tokens']['member']}.npy"
+        cover, features, codes = (torch.from_numpy(np.load(io.BytesIO(sample[name])).astype("f4")) for name in names)
+        cover = cover.reshape(len(cover), -1, layout["grid"]["rows"], cover.shape[-1])  # 0..255, by text and view
+        labels = functional.adaptive_avg_pool2d(cover, spec["grid"]).flatten(1) > lowest
+        views = features.reshape(cover.shape[1], -1, spec["channels"])[:, spec["leading"] :]
+        patches = views[:, : math.prod(spec["grid"])].flatten(0, 1)
+        yield (
+            json.loads(sample["json"])["texts"][number],
+            codes.long().flatten(),
+            patches,
+            labels[number],
+            labels.any(0),
+        )
 
 
 class Selector(nn.Module):
     """Three linear layers over a patch's feature and a state of text and codes."""
 
-    def __init__(self, channels, codes):
+    def __init__(self, channels, width=96, hidden=256):
         super().__init__()
-        self.words = nn.EmbeddingBag(WORDS, WIDTH, mode="sum")
-        self.codes = nn.EmbeddingBag(codes, WIDTH // 2)
-        self.norm = nn.LayerNorm(channels)
-        one, two, three = nn.Linear(channels + WIDTH + WIDTH // 2, 128), nn.Linear(128, 128), nn.Linear(128, 1)
-        self.layers = nn.Sequential(one, nn.GELU(), two, nn.GELU(), three)
+        self.words, self.codes = nn.EmbeddingBag(4096, width, mode="sum"), nn.EmbeddingBag(4096, width)
+        self.norm, first = nn.LayerNorm(channels), nn.Linear(channels + 2 * width, hidden)
+        self.layers = nn.Sequential(first, nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 1))
 
-    def forward(self, texts, codes, features):
+    def forward(self, texts, codes, patches):
         """Scores (B, patches)."""
-        words = [torch.tensor([zlib.crc32(word.encode()) % WORDS for word in text.lower().split()]) for text in texts]
-        offsets = torch.tensor([0, *map(len, words[:-1])]).cumsum(0)
-        state = torch.cat([self.words(torch.cat(words), offsets), self.codes(codes)], dim=1)
-        state = state[:, None].expand(-1, features.shape[1], -1)
-        return self.layers(torch.cat([self.norm(features), state], dim=2))[..., 0]
+        words = [torch.tensor([zlib.crc32(word.encode()) % 4096 for word in text.split()]) for text in texts]
+        starts = torch.tensor([0, *map(len, words[:-1])]).cumsum(0)
+        state = torch.cat([self.words(torch.cat(words), starts), self.codes(codes % 4096)], 1)[:, None]
+        return self.layers(torch.cat([self.norm(patches), state.expand(-1, patches.shape[1], -1)], 2))[..., 0]
 
 
-def train(samples, steps):
-    """Train a selector: labelled patches are looked at nine times as often as others."""
+def train(samples, steps=400):
+    """Labelled patches are looked at nine times as often as others; asked for something else, they are wrong."""
     torch.manual_seed(0)
     texts, *tensors = zip(*samples, strict=True)
     codes, features, labels, _ = map(torch.stack, tensors)
-    model = Selector(features.shape[-1], int(codes.max()) + 1)
+    model = Selector(features.shape[-1])
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for _ in range(steps):
-        batch = torch.randperm(len(texts))[:BATCH]
-        patches = torch.multinomial(1 + 8 * labels[batch].float(), min(PATCHES, labels.shape[1]))
-        chosen = features[batch[:, None], patches]
-        scores = model([texts[index] for index in batch], codes[batch], chosen)
-        loss = functional.binary_cross_entropy_with_logits(scores, labels[batch].gather(1, patches).float())
+        batch = torch.randperm(len(texts))[:48]
+        chosen = torch.multinomial(1 + 8 * labels[batch].float(), min(96, labels.shape[1]))
+        patches, wanted = features[batch[:, None], chosen], labels[batch].gather(1, chosen)
+        asked = [texts[index] for index in batch]
+        loss = functional.binary_cross_entropy_with_logits(model(asked, codes[batch], patches), wanted.float())
+        others = [*asked[1:], asked[0]]
+        unlike = torch.tensor([text != other for text, other in zip(asked, others, strict=True)])
+        wrong = model(others, codes[batch], patches)[wanted & unlike[:, None]]
         optimizer.zero_grad()
-        loss.backward()
+        (loss + functional.softplus(wrong).sum() / max(len(wrong), 1)).backward()
         optimizer.step()
         schedule.step()
     return model.eval()
@@ -88,31 +82,15 @@ def train(samples, steps):
 
 @torch.no_grad()
 def judge(model, samples):
-    """AUC between what the text names and what only other texts of the image name, and the share of it that is kept."""
+    """AUC between what a text names and what only other texts do; and how much of it is in the best quarter."""
     areas, recalls = [], []
-    for text, codes, features, labels, things in samples:
-        scores = model([text], codes[None].clamp(max=model.codes.num_embeddings - 1), features[None])[0]
-        named, others = scores[labels], scores[things & ~labels]
-        if len(named) and len(others):
-            apart = named[:, None] - others
-            areas.append(((apart > 0).float() + (apart == 0) / 2).mean())
-        if len(named):
-            recalls.append(labels[scores.topk(int(KEEP * len(scores))).indices].sum() / len(named))
-    return {
-        name: float(torch.stack(values).mean())
-        for name, values in (("auc_between_things", areas), ("recall_at_keep", recalls))
-    }
+    for text, codes, patches, labels, things in samples:
+        scores = model([text], codes[None], patches[None])[0]
+        areas.append((scores[labels][:, None] > scores[things & ~labels]).float().mean())
+        recalls.append(labels[scores.topk(len(scores) // 4).indices].sum() / labels.sum())
+    return {"auc_between_things": torch.stack(areas).nanmean().item(), "recall": torch.stack(recalls).nanmean().item()}
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Train a patch selector from shards, without patchmint.")
-    parser.add_argument("learn", help="folder of a finished data set")
-    parser.add_argument("held_out", help="folder of another one, to be judged on")
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--text", type=int, default=0, help="which of a sample's texts; 1 for those of examples/maven")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    options = parser.parse_args()
-    figures = judge(train(list(read(options.learn, options.text)), options.steps), read(options.held_out, options.text))
-    print(
-        json.dumps(figures) if options.json else "\n".join(f"{name:<20} {value:.3f}" for name, value in figures.items())
-    )
+    learn, held_out, text = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    print(json.dumps(judge(train(list(read(learn, text))), read(held_out, text))))

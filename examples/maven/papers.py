@@ -5,10 +5,12 @@
 
 - **tokens**: MaVEn (arXiv 2408.12321), table 4: codes, continuous tokens, both; figure 4: patches kept by the selector
   against patches kept at random.
-- **connectors**: DeCo (arXiv 2405.20985): pooled patches against a resampler with as many tokens; Dense Connector
-  (arXiv 2405.13800): DCI against its first part, V_L alone. All from the same shards.
+- **connectors**: Dense Connector (arXiv 2405.13800): STI, SCI and DCI against V_L alone, the last layer that each of
+  them has; DeCo (arXiv 2405.20985): pooled patches against a resampler with as many tokens. STI and SCI are columns of
+  the same shards, which `patchmint extend` adds.
 
-It writes `papers.json`, `papers.png`, and prints a table. docs/papers.md has what came out.
+It writes `papers.json`, `papers.png`, and prints a table; connectors of a seed that are finished aren't trained again.
+docs/papers.md has what came out.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,60 +30,65 @@ from typing import Any
 import matplotlib as mpl
 import torch
 from judge import HeldOut, judge
-from model import WIDTH, Maven
+from model import WIDTH, Maven, Mode
 from run import RATIOS, TINY, Data, Plan, run
-from stages import KEEP, Task, fit, learn_words, talk
+from stages import KEEP, Task, fit, learn_words, lesson
 from torch import Tensor, nn
 from torch.nn import functional
 
 from patchmint.shards.manifest import read_manifest
 from patchmint.storage import open_storage
-from patchmint.training import Codebook, Projector, StageBatch, StageDataset, collate
+from patchmint.training import Codebook, ImageTokens, Projector, StageBatch, StageDataset, StageImage, collate
 
 STUDENT = {1: math.nan, 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 # t at 95 %, by the number of seeds.
 POINTS = 4
+TOKENS = 36
+COMPARED = {"STI": "V_L", "SCI": "V_L", "DCI": "V_L", "DCI, resampler": "DCI"}
+# Within a seed, which both share: that is surer than their means.
 
 
-class Pooled(nn.Module):
-    """DeCo: patches pooled to a quarter without parameters, then LLaVA's projector; of the first channels alone."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-        self.projector = Projector(channels, WIDTH)
+class Pooled(Projector):
+    """DeCo: patches pooled to `TOKENS` without parameters, then LLaVA's projector; of the first channels alone."""
 
     def forward(self, patches: Tensor) -> Tensor:
-        """(N, patches, channels) to (N, patches // 4, WIDTH)."""
+        """(N, patches, channels) to (N, TOKENS, WIDTH)."""
         side = math.isqrt(patches.shape[1])
-        grid = patches[..., : self.channels].transpose(1, 2).unflatten(2, (side, side))
-        return self.projector(functional.avg_pool2d(grid, 2).flatten(2).transpose(1, 2))
+        grid = patches[..., : self[0].in_features].transpose(1, 2).unflatten(2, (side, side))
+        return super().forward(functional.adaptive_avg_pool2d(grid, math.isqrt(TOKENS)).flatten(2).transpose(1, 2))
 
 
 class Resampler(nn.Module):
-    """As a Q-Former's last layer: so many queries attend to all patches."""
+    """As a Q-Former's last layer: `TOKENS` queries attend to all patches."""
 
-    def __init__(self, channels: int, tokens: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(tokens, WIDTH))
+        self.queries = nn.Parameter(torch.randn(TOKENS, WIDTH))
         self.enter = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, WIDTH))
         self.attention = nn.MultiheadAttention(WIDTH, 4, batch_first=True)
         self.leave = nn.Sequential(nn.LayerNorm(WIDTH), Projector(WIDTH, WIDTH))
 
     def forward(self, patches: Tensor) -> Tensor:
-        """(N, patches, channels) to (N, tokens, WIDTH)."""
+        """(N, patches, channels) to (N, TOKENS, WIDTH)."""
         seen = self.enter(patches)
         queries = self.queries.expand(len(patches), -1, -1)
         return self.leave(queries + self.attention(queries, seen, seen, need_weights=False)[0])
 
 
 class Compressed(Maven):
-    """A model without a selector: its projector makes fewer tokens of all patches."""
+    """A model without a selector: its projector makes a few tokens of all features."""
+
+    slots = TOKENS
+
+    def image(self, image: StageImage, mode: Mode, ratio: float) -> ImageTokens:
+        """Slots for all tokens."""
+        del image, mode, ratio
+        return ImageTokens(slots=self.slots)
 
     def tokens(self, batch: StageBatch, ratio: float, *, by_chance: bool) -> Tensor:
-        """Continuous tokens (N, K, WIDTH)."""
+        """Continuous tokens (N, slots, WIDTH)."""
         del ratio, by_chance
-        return self.projector(self.patches(batch))
+        return self.projector(batch.features.flatten(1, 2).float())
 
 
 def connectors(data: Data, out: Path, steps: int, seed: int, words: int) -> dict[str, dict[str, Any]]:
@@ -88,38 +97,54 @@ def connectors(data: Data, out: Path, steps: int, seed: int, words: int) -> dict
     made = (data.texts(), manifest.layout, Codebook.of(manifest), seed)
     base = Maven(*made)
     learn_words(base, data.pictures, out, words)
-    features = manifest.layout.features
-    tokens = math.prod(features.grid) // 4
-    torch.manual_seed(seed)
-    kinds = {
-        "pooled, DCI": Pooled(features.channels),
-        "pooled, V_L": Pooled(features.channels // len(features.layers)),
-        "resampler, DCI": Resampler(features.channels, tokens),
+    channels = manifest.layout.features.channels
+    layer = channels // len(manifest.layout.features.layers)
+    kinds: dict[str, tuple[Callable[[], nn.Module], str | None]] = {
+        "V_L": (partial(Pooled, layer, WIDTH), None),
+        "STI": (partial(Projector, layer, WIDTH), "sti"),
+        "SCI": (partial(Projector, channels, WIDTH), "sci"),
+        "DCI": (partial(Pooled, channels, WIDTH), None),
+        "DCI, resampler": (partial(Resampler, channels), None),
     }
-    held_out = HeldOut.read(data.held_out.dataset, None)
     found = {}
-    for name, projector in kinds.items():
+    for name, (projector, column) in kinds.items():
+        if column:
+            for pictures in (data.labelled, data.held_out):
+                _extend(pictures.dataset, column)
         world = Compressed(*made)
         world.llm.load_state_dict(base.llm.state_dict())
         world.extend()
-        world.projector = projector
-        sequences = partial(talk, world, "continuous", KEEP, states=0)
-        dataset = StageDataset(data.pictures, include=["features"], text="first", sequences=sequences)
+        torch.manual_seed(seed)
+        world.projector = projector()
+        sequences = partial(lesson, world, "continuous", KEEP, 1, 0)
+        read = partial(StageDataset, include=["codes", "features"], text="first", columns=column and [column])
+        dataset = read(data.labelled.dataset, sequences=sequences)
+        world.slots = dataset.layouts[0].features.tokens if column else TOKENS
+        held_out = HeldOut(list(read(data.held_out.dataset)), (), ())
         task = Task(dataset, partial(world.loss, ratio=KEEP))
-        parameters = [*world.llm.parameters(), *projector.parameters()]
         path = out / f"{name.replace(', ', '-')}.pt"
         path.unlink(missing_ok=True)  # losses are wanted on the way, too
         losses = []
         for end in range(steps // POINTS, steps + 1, steps // POINTS):
-            fit(path, world, [task], parameters, steps, 2e-3, until=end)
+            fit(path, world, [task], [*world.llm.parameters(), *world.projector.parameters()], steps, 2e-3, until=end)
             losses.append(_held_out_loss(world, held_out))
-        found[name] = {"losses": losses, **judge(world, replace(held_out, pairs=()), "continuous")[0]}
+        found[name] = {"losses": losses, **judge(world, held_out, "continuous")[0]}
     return found
+
+
+def _extend(dataset: Path, connector: str) -> None:
+    """Add a column of a connector's features, pooled as DeCo does; nothing where there is one."""
+    if (dataset / "columns" / connector / "dataset.json").exists():
+        return
+    side = str(math.isqrt(TOKENS))
+    what = ["--name", connector, "--features.connector", connector, "--features.pool", side, "--models", "demo"]
+    command = [sys.executable, "-W", "ignore", "-m", "patchmint", "extend", str(dataset), *what]
+    subprocess.run(command, check=True, stdout=sys.stderr)  # noqa: S603 (our own command)
 
 
 @torch.no_grad()
 def _held_out_loss(world: Maven, held_out: HeldOut) -> float:
-    made = [replace(one, sequences=talk(world, "continuous", KEEP, one, 0)) for one in held_out.pictures[:100]]
+    made = [replace(one, sequences=lesson(world, "continuous", KEEP, 1, 0, one)) for one in held_out.pictures]
     return float(world.loss(collate(made), KEEP))
 
 
@@ -192,10 +217,17 @@ def main() -> None:
         for seed, found in zip(seeds, by_seed, strict=True):
             folder = options.out / f"seed-{seed}"
             folder.mkdir(parents=True, exist_ok=True)
-            found["connectors"] = connectors(data, folder, options.steps, seed, plan.steps.words)
+            kept = folder / "connectors.json"
+            if not kept.exists():
+                kept.write_text(json.dumps(connectors(data, folder, options.steps, seed, plan.steps.words), indent=1))
+            found["connectors"] = json.loads(kept.read_text())
     (options.out / "papers.json").write_text(json.dumps(by_seed, indent=1) + "\n")
     plot(by_seed, options.out / "papers.png")
     rows = [flat(found) for found in by_seed]
+    for row in rows:
+        for name, other in COMPARED.items():
+            paths = [path for path in row if f" / {name} / " in path]
+            row |= {f"{path} - {other}": row[path] - row[path.replace(f"/ {name} /", f"/ {other} /")] for path in paths}
     for name in rows[0]:
         print(f"{name:<60} {interval([row[name] for row in rows])}")
 

@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
-from model import Maven, Mode
+from model import WIDTH, Maven, Mode
 from torch import Tensor, nn
+from torch.nn import functional
 
 from patchmint.demo.documents import ORDINALS
+from patchmint.demo.shapes import COLOURS, SHAPES
 from patchmint.training import (
     StageBatch,
     StageDataset,
@@ -36,6 +39,7 @@ DESCRIBE = "Describe the picture."
 WHICH = "Which picture has"
 QUESTIONS = 4
 # Of a conversation about a group: the pictures cost the most, so they are asked about more than once.
+EVERYTHING = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 BATCH = 32
 # Pictures.
 CHECKPOINT = 50
@@ -49,8 +53,8 @@ Exchanges = Sequence[tuple[str, str]]
 class Steps:
     """Optimizer steps of each stage."""
 
-    words: int = 400
-    selector: int = 250
+    words: int = 900
+    selector: int = 400
     codes: int = 100
     projector: int = 100
     everything: int = 300
@@ -160,17 +164,61 @@ def selector_state(world: Maven, sample: StageSample) -> Made:
 
 def learn_words(world: Maven, data: Sequence[Path], out: Path, steps: int) -> None:
     """Before stage 1, for MaVEn's Vicuna: the language model learns to talk about pictures that are told in words."""
-    tasks = [_told(world, data, "words", 1, group) for group in (2, 1, 2, 4)]
+    told = [_told(world, data, "words", 1, group) for group in (2, 1, 2, 4)]
+    asked = _remembered(world, data)
+    tasks = [*told[:2], asked, *told[2:], asked]
     with only(world, "llm"):
         fit(out / "words.pt", world, tasks, world.llm.parameters(), steps, 3e-3)
 
 
-def stage1(world: Maven, data: Path, out: Path, steps: int) -> None:
-    """The selector, on the shards' labels; the language model gives its state and is frozen."""
+def _remembered(world: Maven, data: Sequence[Path]) -> Task:
+    """At `<EOS>`, where the selector's state is taken, to name the thing that a question before the codes asks for.
+
+    A pretrained language model's state has it; that of one which has learnt nothing at `<EOS>` hasn't. Rows of codes
+    are drawn anew for each batch, as `resize_embeddings` will draw them, so the question is read past whatever they
+    are. Pictures have few of them here: that is learnt sooner, and a whole picture's still move the state.
+    """
+
+    def sequences(sample: StageSample) -> Made:
+        lot = random.Random(sample.key)  # noqa: S311
+        codes = sample.codes.flatten()[: lot.choice((1, 4, 9, 16))]
+        return {"state0": world.builder.state(codes, question_of(lot.choice(EVERYTHING)))}
+
+    words = world.tokenizer.convert_tokens_to_ids([*COLOURS, *SHAPES])
 
     def loss(batch: StageBatch) -> Tensor:
-        logits = world.selector(world.patches(batch), world.states(batch))
-        return selector_loss(logits, batch.feature_selector.flatten(1), batch.feature_mask.flatten(1))
+        asked = batch.sequences["state0"]
+        old = world.llm.get_input_embeddings().weight
+        by_batch = torch.Generator().manual_seed(random.Random("".join(batch.keys)).getrandbits(32))  # noqa: S311
+        new = torch.randn(world.vocabulary.size - len(old), WIDTH, generator=by_batch)
+        rows = torch.cat([old, old.mean(0) + old.std(0) * new])
+        embeddings = functional.embedding(asked.input_ids, rows)
+        states = world.llm.model(inputs_embeds=embeddings, attention_mask=asked.attention_mask).last_hidden_state
+        logits = world.llm.lm_head(states[torch.arange(len(states)), asked.state_positions])[:, words]
+        named = (asked.input_ids[..., None] == torch.tensor(words)).any(1).float()
+        return functional.cross_entropy(logits, named / named.sum(1, keepdim=True))
+
+    return Task(StageDataset(data, include=("codes",), text="first", sequences=sequences), loss)
+
+
+def stage1(world: Maven, data: Path, out: Path, steps: int) -> None:
+    """The selector, on the shards' labels; the language model gives its state and is frozen.
+
+    Things are few among an image's patches, and most images of a batch could be told by things alone. So a thing's
+    patches are learnt with another sample's question, too: they aren't what that asks for.
+    """
+
+    def loss(batch: StageBatch) -> Tensor:
+        patches, states, labels = world.patches(batch), world.states(batch), batch.feature_selector.flatten(1)
+        found = selector_loss(world.selector(patches, states), labels, batch.feature_mask.flatten(1))
+        single = [place for place, text in enumerate(batch.text_indices) if text]
+        pairs = [
+            (own, other) for own, other in pairwise([*single, *single[:1]]) if batch.texts[own] != batch.texts[other]
+        ]
+        own, other = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
+        if not (shown := labels[own] > 0).any():
+            return found
+        return found + selector_loss(world.selector(patches[own], states[other]), torch.zeros_like(labels[own]), shown)
 
     include = ("labels", "codes", "features")
     dataset = StageDataset(data, include=include, sequences=partial(selector_state, world))
