@@ -1,6 +1,6 @@
 """MaVEn in small (arXiv 2408.12321), from drawn scenes to a model that answers questions about several pictures.
 
-    python examples/maven/run.py out/maven            # about 12 minutes of CPU time; --tiny: one, teaches nothing
+    python examples/maven/run.py out/maven            # made for 20 minutes on 2 cores; --tiny teaches nothing
     python examples/maven/run.py out/maven --json     # the figures as JSON; they are in figures.json, too
 
 It builds shards with the bundled models, lets a small Llama learn words, trains it in MaVEn's four stages with codes,

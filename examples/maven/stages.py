@@ -55,9 +55,9 @@ class Steps:
 
     words: int = 900
     selector: int = 400
-    codes: int = 100
-    projector: int = 100
-    everything: int = 300
+    codes: int = 150
+    projector: int = 200
+    everything: int = 1000
 
 
 @dataclass(frozen=True)
