@@ -115,6 +115,7 @@ def maven(tmp_path, monkeypatch):
 def test_maven_trains_in_stages_and_is_judged(maven, tmp_path, monkeypatch):
     """Each stage asserts by itself that nothing else changes. docs/papers.md has the figures of a whole run."""
     monkeypatch.setattr(maven.run, "RATIOS", (0.25, 1.0))
+    monkeypatch.setattr(maven.judge, "PAIRINGS", 1)
     steps, modes = maven.stages.Steps(2, 2, 2, 2, 6), maven.model.MODES
     found = [maven.run.figures_of(maven.made, tmp_path, steps, (0, mode)) for mode in (None, *modes)]
     figures = maven.run.by_figure(found[0], dict(zip(modes, found[1:], strict=True)))

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from data import Truth
 from model import Maven, Mode
-from stages import KEEP, MOST_IMAGES, PAIR, WHICH, answer, asked, selector_state, talk
+from stages import DESCRIBE, KEEP, MOST_IMAGES, name_of, question_of, selector_state, sought, talk
+from torch.nn import functional
 
-from patchmint.demo.documents import ORDINALS
 from patchmint.demo.shapes import COLOURS, SHAPES
 from patchmint.training import (
     StageDataset,
@@ -44,7 +44,7 @@ class HeldOut:
         return cls(
             list(StageDataset(pictures, include=include, text="first")),
             [sample for _ in range(PAIRINGS) for sample in pairs],
-            [sample for sample in asked_for if asked(sample)[0][0].startswith(WHICH)],
+            [sample for sample in asked_for if sought(sample)[1] >= 0],
         )
 
     def exchanged(self) -> HeldOut:
@@ -83,7 +83,9 @@ def judge(
     torch.manual_seed(0)
     told = []
     for samples in _batches(held_out.pictures):
-        made = [replace(sample, sequences=talk(world, mode, ratio, sample)) for sample in samples]
+        made = [
+            replace(one, sequences=talk(world, mode, ratio, one, [(DESCRIBE, one.text)], DESCRIBE)) for one in samples
+        ]
         batch = collate(made, pad_left=True)
         prompt = batch.sequences["prompt"]
         said = world.llm.generate(
@@ -101,35 +103,33 @@ def judge(
         chance = _f1s((one, other) for n, one in enumerate(said) for m, other in enumerate(right) if n != m)
     for name, samples in (("which", held_out.pairs), ("documents", held_out.documents)):
         if samples:
-            likely = _answers(world, samples, mode, ratio, by_chance=by_chance)
-            right = [asked(sample)[0][1] for sample in samples]
-            figures[name] = sum(map(operator.eq, likely, right)) / len(samples)
-            chance[name] = sum(1 / (len(one.images) + bool(one.parts)) for one in samples) / len(samples)
+            found = _found(world, samples, mode, ratio, by_chance=by_chance)
+            right = [sought(sample)[1] for sample in samples]
+            figures[name] = sum(map(operator.eq, found, right)) / len(samples)
+            chance[name] = sum(1 / len(one.images) for one in samples) / len(samples)
     return figures, chance
 
 
-def _answers(world: Maven, samples: Sequence[StageSample], mode: Mode, ratio: float, *, by_chance: bool) -> list[str]:
-    """The likeliest answer to each sample's question, of those that could be given.
-
-    They are told apart by their first two words, "The first" or "None"; what follows is certain.
-    """
-    best: list[str] = []
-    vocabulary = world.tokenizer.get_vocab()
-    the, none = vocabulary["The"], vocabulary["None"]
+def _found(world: Maven, samples: Sequence[StageSample], mode: Mode, ratio: float, *, by_chance: bool) -> list[int]:
+    """In which picture of each sample the thing that is sought is the likeliest answer to "name something"."""
+    best: list[int] = []
     for each in _batches(samples):
         most = max(len(sample.images) for sample in each)
-        made = [replace(one, sequences=talk(world, mode, ratio, one, most, said=answer(0))) for one in each]
-        batch = collate(made)
-        talked = batch.sequences["talk"]
-        embeddings = world.embeddings(talked, world.continuous(batch, "talk", ratio, by_chance=by_chance))
-        read = world.llm(inputs_embeds=embeddings, attention_mask=talked.attention_mask).logits.log_softmax(-1)
-        rows, starts = torch.arange(len(each)), (talked.labels >= 0).int().argmax(1)
-        begun, ordinal = read[rows, starts - 1], read[rows, starts]
-        scores = begun[:, [the]] + ordinal[:, [vocabulary[name] for name in ORDINALS[:most]]]
-        could = torch.arange(most) < torch.tensor([[len(one.images)] for one in each])
-        scores = torch.cat([scores.masked_fill(~could, -torch.inf), begun[:, [none]]], dim=1)
-        places = scores[:, : most + (len(each[0].group) != PAIR)].argmax(1).tolist()
-        best += [answer(place if place < most else -1) for place in places]
+        scores = torch.full((len(each), most), -torch.inf)
+        for place in range(most):
+            rows = [n for n, one in enumerate(each) if place < len(one.images)]
+            made = []
+            for one in (each[n] for n in rows):
+                thing, _ = sought(one)
+                told = [(name_of(place), thing)]
+                made.append(replace(one, sequences=talk(world, mode, ratio, one, told, question_of(thing), most)))
+            batch = collate(made)
+            talked = batch.sequences["talk"]
+            embeddings = world.embeddings(talked, world.continuous(batch, "talk", ratio, by_chance=by_chance))
+            logits = world.llm(inputs_embeds=embeddings, attention_mask=talked.attention_mask).logits[:, :-1]
+            losses = functional.cross_entropy(logits.transpose(1, 2), talked.labels[:, 1:], reduction="none")
+            scores[rows, place] = -losses.sum(1)
+        best += scores.argmax(1).tolist()
     return best
 
 

@@ -32,7 +32,7 @@ import torch
 from judge import HeldOut, judge
 from model import WIDTH, Maven, Mode
 from run import RATIOS, TINY, Data, Plan, run
-from stages import KEEP, Task, fit, learn_words, talk
+from stages import KEEP, Task, fit, learn_words, lesson
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -116,7 +116,7 @@ def connectors(data: Data, out: Path, steps: int, seed: int, words: int) -> dict
         world.extend()
         torch.manual_seed(seed)
         world.projector = projector()
-        sequences = partial(talk, world, "continuous", KEEP, states=0)
+        sequences = partial(lesson, world, "continuous", KEEP, 1, 0)
         read = partial(StageDataset, include=["codes", "features"], text="first", columns=column and [column])
         dataset = read(data.labelled.dataset, sequences=sequences)
         world.slots = dataset.layouts[0].features.tokens if column else TOKENS
@@ -144,7 +144,7 @@ def _extend(dataset: Path, connector: str) -> None:
 
 @torch.no_grad()
 def _held_out_loss(world: Maven, held_out: HeldOut) -> float:
-    made = [replace(one, sequences=talk(world, "continuous", KEEP, one, 0)) for one in held_out.pictures]
+    made = [replace(one, sequences=lesson(world, "continuous", KEEP, 1, 0, one)) for one in held_out.pictures]
     return float(world.loss(collate(made), KEEP))
 
 

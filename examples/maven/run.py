@@ -1,6 +1,6 @@
 """MaVEn in small (arXiv 2408.12321), from drawn scenes to a model that answers questions about several pictures.
 
-    python examples/maven/run.py out/maven            # about 12 minutes of CPU time; --tiny: one, teaches nothing
+    python examples/maven/run.py out/maven            # made for 20 minutes on 2 cores; --tiny teaches nothing
     python examples/maven/run.py out/maven --json     # the figures as JSON; they are in figures.json, too
 
 It builds shards with the bundled models, lets a small Llama learn words, trains it in MaVEn's four stages with codes,
@@ -27,12 +27,26 @@ import torch
 from data import Pictures, Size, documents
 from judge import HeldOut, judge, judge_selector
 from model import MODES, Maven, Mode
-from stages import DESCRIBE, EVERYTHING, KEEP, Steps, answer, learn_words, question_of, stage1, stage2, stage3, stage4
+from stages import (
+    DESCRIBE,
+    KEEP,
+    Steps,
+    learn_words,
+    name_of,
+    question_of,
+    stage1,
+    stage2,
+    stage3,
+    stage4,
+)
 
 from patchmint.demo import DEMO_SEED
+from patchmint.demo.documents import ORDINALS
+from patchmint.demo.shapes import COLOURS, SHAPES
 from patchmint.shards.manifest import read_manifest
 from patchmint.storage import open_storage
 from patchmint.training import Codebook, StageDataset
+from patchmint.types import PHRASE_SEPARATOR
 
 RATIOS = (0.1, KEEP, 0.5, 1.0)
 CORES = 2
@@ -67,16 +81,8 @@ class Data:
     def texts(self) -> list[str]:
         """Texts with all the words that may be said."""
         turns = [part.text for sample in StageDataset(self.documents, include=()) for part in sample.parts]
-        return [
-            DESCRIBE,
-            answer(0),
-            answer(1),
-            answer(-1),
-            question_of("orange star"),
-            " . ".join(EVERYTHING),
-            ":",
-            *turns,
-        ]
+        things = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+        return [DESCRIBE, name_of(0), PHRASE_SEPARATOR, ":", *ORDINALS, *map(question_of, things), *turns]
 
 
 def train(data: Data, out: Path, steps: Steps, seed: int, mode: Mode | None = None) -> Maven:

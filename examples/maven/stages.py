@@ -20,7 +20,7 @@ from model import WIDTH, Maven, Mode
 from torch import Tensor, nn
 from torch.nn import functional
 
-from patchmint.demo.documents import IN_NONE, ORDINALS
+from patchmint.demo.documents import ORDINALS
 from patchmint.demo.shapes import COLOURS, SHAPES
 from patchmint.training import (
     StageBatch,
@@ -36,10 +36,9 @@ from patchmint.types import PHRASE_SEPARATOR
 
 KEEP = 0.25
 DESCRIBE = "Describe the picture."
-WHICH = "Which picture has a"
-QUESTIONS = 5
+WHICH = "Which picture has"
+QUESTIONS = 4
 # Of a conversation about a group: the pictures cost the most, so they are asked about more than once.
-PAIR = 2
 EVERYTHING = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 BATCH = 32
 # Pictures.
@@ -47,17 +46,18 @@ CHECKPOINT = 50
 MOST_IMAGES = 4
 # Of documents; those with more are left out.
 Made = Mapping[str, TokenSequence]
+Exchanges = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Steps:
     """Optimizer steps of each stage."""
 
-    words: int = 300
+    words: int = 900
     selector: int = 400
-    codes: int = 100
-    projector: int = 100
-    everything: int = 300
+    codes: int = 150
+    projector: int = 200
+    everything: int = 1000
 
 
 @dataclass(frozen=True)
@@ -69,84 +69,91 @@ class Task:
     batch: int = BATCH
 
 
-def answer(place: int) -> str:
-    """To a question for a picture; -1: none of them."""
-    return IN_NONE if place < 0 else f"The {ORDINALS[place]} picture."
-
-
 def question_of(thing: str) -> str:
-    """Which picture has it."""
-    return f"{WHICH}{'n' * (thing[:1] in tuple('aeiou'))} {thing}?"
+    """Which picture has it: what the selector is asked."""
+    return f"{WHICH} {'an' if thing[:1] in tuple('aeiou') else 'a'} {thing}?"
 
 
-def asked(sample: StageSample, most: int = 1) -> list[tuple[str, str]]:
-    """Questions and answers: to describe a picture, what a document's turns say, or about the pictures of a group.
+def name_of(place: int) -> str:
+    """What the language model is asked of one picture of several."""
+    return f"Name something in the {ORDINALS[place]} picture."
 
-    Of a group it is asked which picture has a thing that one of them alone has, and which one that is, is drawn first:
-    those that show much aren't the answer more often. With `most` over 1 its last question is for a description.
+
+def sought(sample: StageSample) -> tuple[str, int]:
+    """A thing that one picture of a group alone has, and which one; or what a document's question is about (-1: none).
+
+    Which picture it is, is drawn first: those that show much aren't the answer more often.
     """
     if sample.parts:
         turns = [part.text.strip() for part in sample.parts if part.text.strip()]
-        told = sorted(zip(turns[::2], turns[1::2], strict=True), key=lambda one: not one[0].startswith(WHICH))
-        return told[:most]
-    if not sample.group:
-        return [(DESCRIBE, sample.text)]
-    lot = random.Random(sample.key)  # noqa: S311 (questions; each epoch has other groups)
+        asked = dict(zip(turns[::2], turns[1::2], strict=True))
+        for question, right in asked.items():
+            if question.startswith(WHICH):
+                places = [place for place, ordinal in enumerate(ORDINALS) if ordinal in right]
+                return " ".join(question.rstrip("?").split()[-2:]), places[0] if places else -1
+        return "", -1
+    lot = random.Random(sample.key)  # noqa: S311 (each epoch has other groups)
     things = [set(one.text.split(PHRASE_SEPARATOR)) for one in sample.group]
     alone = [sorted(own - set().union(*things[:n], *things[n + 1 :])) for n, own in enumerate(things)]
-    if not any(alone):
-        alone = [sorted(own) for own in things]
-    if len(things) > PAIR:  # as in the demo's documents
-        alone.append([thing for thing in EVERYTHING if not any(thing in own for own in things)])
-    told = []
-    for _ in range(max(most - 1, 1)):
-        if not any(alone[: len(things)]):
-            break
-        place = lot.choice([n for n, left in enumerate(alone) if left])
-        thing = alone[place].pop(lot.randrange(len(alone[place])))
-        told.append((question_of(thing), answer(place if place < len(things) else -1)))
-    place = lot.randrange(len(things))
-    described = (f"Describe the {ORDINALS[place]} picture.", sample.group[place].text)
-    return [*told, described][:most]
+    place = lot.choice([n for n, own in enumerate(alone) if own] or [0])
+    return lot.choice(alone[place] or sorted(things[place])), place
 
 
-def turns_of(sample: StageSample, most: int, pictures: Sequence[str], said: str | None = None) -> list[Turn]:
-    """A conversation about pictures, which are shown first; several are counted, so that answers can name them.
-
-    Args:
-        sample: what it is about.
-        most: questions.
-        pictures: a mark, or what else stands for each.
-        said: the last answer, if not the right one.
-    """
-    counted = [f"The {ordinal} picture: {picture}" for ordinal, picture in zip(ORDINALS, pictures, strict=False)]
-    shown = " ".join(counted if len(pictures) > 1 else pictures)
-    turns = []
-    for question, right in asked(sample, most):
-        turns += [Turn("human", question if turns else f"{shown}\n{question}"), Turn("gpt", right)]
-    return turns if said is None else [*turns[:-1], Turn("gpt", said)]
+def exchanges(sample: StageSample, most: int) -> list[tuple[str, str]]:
+    """Questions and answers to learn from: what a picture shows; what a document's turns say; things of a group's."""
+    if sample.parts:
+        turns = [part.text.strip() for part in sample.parts if part.text.strip()]
+        return list(zip(turns[::2], turns[1::2], strict=True))[:most]
+    if not sample.group:
+        return [(DESCRIBE, sample.text)]
+    lot = random.Random(sample.key + "+")  # noqa: S311
+    thing, place = sought(sample)
+    made = [(name_of(place), thing)]
+    while len(made) < most:
+        place = lot.randrange(len(sample.group))
+        text = sample.group[place].text
+        described = len(made) == most - 1
+        question = f"Describe the {ORDINALS[place]} picture." if described else name_of(place)
+        made.append((question, text if described else lot.choice(text.split(PHRASE_SEPARATOR))))
+    return made
 
 
 def talk(
-    world: Maven, mode: Mode, ratio: float, sample: StageSample, states: int = 1, most: int = 1, said: str | None = None
+    world: Maven, mode: Mode, ratio: float, sample: StageSample, told: Exchanges, wanted: str, states: int = 1
 ) -> Made:
-    """The sequences of a sample: `talk` with its answers, `prompt` without, and the selector's state for each image.
+    """The sequences of a conversation about a sample's pictures, which are shown first.
 
-    `states` is the most images that a sample of the data set has: all samples have equally many sequences. Several
-    questions share the pictures, so the selector is asked for all that these show.
+    Args:
+        world: whose builder makes them.
+        mode: what stands for a picture.
+        ratio: of patches that are kept.
+        sample: of a picture, several, or a document.
+        told: questions and answers; the language model is asked these.
+        wanted: what the selector is asked.
+        states: the most images that a sample of the data set has: all samples have equally many sequences.
+
+    Returns:
+        `talk` with the answers, `prompt` without the last, and the selector's `state0`, `state1` ... for each image.
     """
-    if mode == "words":
-        turns = turns_of(sample, most, [one.text for one in sample.group or (sample,)], said)
-        return {"talk": world.builder.conversation(turns), "prompt": world.builder.prompt(turns)}
-    images = [world.image(image, mode, ratio) for image in sample.images]
-    turns = turns_of(sample, most, ["<image>"] * len(images), said)
+    images = [] if mode == "words" else [world.image(image, mode, ratio) for image in sample.images]
+    shown = ["<image>"] * len(images) or [one.text for one in sample.group or (sample,)]
+    if len(shown) > 1:  # counted, so that questions can name them
+        shown = [f"The {ordinal} picture: {one}" for ordinal, one in zip(ORDINALS, shown, strict=False)]
+    turns = [Turn(role, said) for exchange in told for role, said in zip(("human", "gpt"), exchange, strict=True)]
+    turns[0] = Turn("human", "\n".join([*shown, turns[0].content]))
     made = {"talk": world.builder.conversation(turns, images), "prompt": world.builder.prompt(turns, images)}
-    if mode != "discrete":
-        question = asked(sample)[0][0] if most == 1 else DESCRIBE
+    if mode in ("continuous", "hybrid"):
         for place in range(states):
             seen = [image.codes for image in sample.images[place : place + 1]]
-            made[f"state{place}"] = world.builder.document_state(seen, question)
+            made[f"state{place}"] = world.builder.document_state(seen, wanted)
     return made
+
+
+def lesson(world: Maven, mode: Mode, ratio: float, most: int, states: int, sample: StageSample) -> Made:
+    """A conversation to learn from. Several questions share the pictures, so all of these is wanted."""
+    told = exchanges(sample, most)
+    wanted = question_of(told[0][1]) if sample.group and most == 1 else DESCRIBE
+    return talk(world, mode, ratio, sample, told, wanted, states)
 
 
 def selector_state(world: Maven, sample: StageSample) -> Made:
@@ -269,7 +276,7 @@ def _told(
 ) -> Task:
     """Conversations about pictures, each by itself or in groups; or about documents of at most so many images."""
     include = {"words": (), "discrete": ("codes",)}.get(mode, ("codes", "features"))
-    sequences = partial(talk, world, mode, ratio, states=images or group, most=most)
+    sequences = partial(lesson, world, mode, ratio, most, images or group)
     dataset = StageDataset(data, include=include, text="first", group=group, max_images=images, sequences=sequences)
     return Task(dataset, partial(world.loss, ratio=ratio), BATCH // max(group, (images or 1) // 2))
 
