@@ -101,8 +101,9 @@ class Look:
         """
         assert dataset.manifest is not None
         size, tokens = _size(image), dataset.manifest.layout.tokens
-        features, placement = image.features, dataset.placement(image)
-        if features is not None and len(features) == math.prod(placement.shape):
+        features = image.features
+        placement = dataset.placement(image) if features is not None else None
+        if features is not None and placement is not None and len(features) == math.prod(placement.shape):
             ids = _signs(features).reshape(placement.shape)
         elif tokens is not None and tokens.cells is not None and image.codes is not None:
             placement, ids = tokens.cells.place(size), image.codes.astype(np.int64)
