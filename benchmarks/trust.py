@@ -20,7 +20,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,9 @@ from patchmint.jobs.trust import passes_of, write_trust
 from patchmint.jobs.truths import open_truth
 from patchmint.judging.calibrate import fit
 from patchmint.judging.judge import Judge, judge_images
-from patchmint.judging.metrics import calibration_error, reliability
+from patchmint.judging.metrics import Floats, calibration_error, reliability
 from patchmint.judging.plant import Planted, Planter, found_of
-from patchmint.judging.trust import Trust
+from patchmint.judging.trust import Known, Trust
 from patchmint.judging.truth import ImageName, Truth
 from patchmint.shards.endings import DOCUMENT
 from patchmint.shards.schema import FoundDocument
@@ -144,23 +144,14 @@ def trusted(fit_on: Path, judged_on: Path) -> dict[str, float]:
     learnt.count()
     learnt.learn(truth_of(fit_on))
     trust.count()
-    truth, present, agreed = truth_of(judged_on), list[bool](), list[float]()
     known = list(trust.known(np.arange(clean(judged_on).samples), keep=True))
-    for each in known:
-        image = truth.of(ImageName.of(each.image))
-        assert image is not None
-        text = image.text(each.image.texts.index(each.text), each.image.key_json.texts[each.text])
-        present.append(text is not None and bool(text.things))
-        agreed.append(trust.agreement(each, truth) or 0.0)
-    there, f1 = np.array(present), np.array(agreed)
-    figures = {"f1_all": float(f1[there].mean())}
+    f1 = f1_of(trust, known, truth_of(judged_on))
+    figures = {"f1_all": float(np.nanmean(f1))}
     for name, model in (("f1_trusted", learnt.model), ("f1_trusted_unjudged", None)):
         trust.model = model
         if model is None:
             trust.learn()
-        values = np.array([trust.of(each) for each in known])
-        best = np.argsort(-values, kind="stable")[: round(KEPT * len(values))]
-        figures[name] = float(f1[best][there[best]].mean())
+        figures[name] = kept(f1, [trust.of(each) for each in known])
     return figures
 
 
@@ -168,22 +159,43 @@ def found_again(folder: Path) -> dict[str, Any]:
     """AUROC of trust on labels with planted errors, all of it by the commands' own ways."""
     dataset = clean(folder)
     kinds = planted(dataset)
+    corrupted = Trust(open_dataset(folder / "dataset", columns=("corrections",)))
+    f1 = f1_of(corrupted, corrupted.known(np.arange(dataset.samples)), truth_of(folder))
     figures: dict[str, Any] = {}
     for mode in ("cheap", "full"):
         name = f"trust-{mode}"
         if not (folder / "dataset" / "columns" / name / "dataset.json").exists():
             write_trust(open_dataset(folder / "dataset", columns=("corrections",)), name, full=mode == "full")
-        values, of = [], []
+        values, of, every = [], [], []
         for _, table in iter_tables(open_dataset(folder / "dataset", columns=("corrections", name)), ["key", "trusts"]):
             for row in table.to_pylist():
+                every += row["trusts"]
                 for text, trust in enumerate(row["trusts"]):
                     if (row["key"], text) in kinds:
                         values.append(trust)
                         of.append(kinds[row["key"], text])
         told = Planted.of(np.array(values), of)
         figures |= {f"auroc_{mode}": told.auroc, f"by_kind_{mode}": {kind: n for kind, (_, n) in told.by_kind.items()}}
-        figures |= {"planted": told.planted, "texts": told.texts}
-    return figures
+        figures |= {f"f1_planted_trusted_{mode}": kept(f1, every)}
+    return figures | {"f1_planted_all": float(np.nanmean(f1)), "planted": told.planted, "texts": told.texts}
+
+
+def f1_of(trust: Trust, known: Iterable[Known], truth: Truth) -> Floats:
+    """F1 of the patches of each text; NaN of one that names nothing present."""
+    found = []
+    for each in known:
+        image = truth.of(ImageName.of(each.image))
+        assert image is not None
+        text = image.text(each.image.texts.index(each.text), each.image.key_json.texts[each.text])
+        present = text is not None and bool(text.things)
+        found.append((trust.agreement(each, truth) or 0.0) if present else np.nan)
+    return np.array(found)
+
+
+def kept(f1: Floats, trusts: Sequence[float]) -> float:
+    """Mean F1 of the texts that are trusted most."""
+    best = np.argsort(-np.array(trusts), kind="stable")[: round(KEPT * len(trusts))]
+    return float(np.nanmean(f1[best]))
 
 
 def planted(dataset: Dataset) -> dict[tuple[str, int], int]:

@@ -316,7 +316,7 @@ def test_annotations_of_sources_are_truths(tmp_path):
 
 def test_planted_errors_are_found_by_a_score_that_looks(dataset):
     opened = open_dataset(dataset)
-    told = json.loads(run(dataset, "--plant", 1, "--json", "--seed", 1).stdout)
+    told = json.loads(run(dataset, "--plant", 0.5, "--json", "--seed", 1).stdout)
     assert (told["texts"], told["auroc"]) == (6, 0.5)  # all scores are the same
     assert 0 < told["planted"] == sum(count for count, _ in told["by_kind"].values()) < 6
 
@@ -327,7 +327,7 @@ def test_planted_errors_are_found_by_a_score_that_looks(dataset):
     counts = {kind: sum(each.by_kind[kind][0] for each in tries) for kind in KINDS}
     # Each text has one box, and all have the same one: these can't be planted.
     assert [kind for kind, count in counts.items() if not count] == ["another text's", "dropped", "absent added"]
-    assert plant(opened, 1.0, knowing, seed=1).auroc == 1
+    assert plant(opened, 0.5, knowing, seed=1).auroc == 1
     assert plant(opened, 0.0).auroc is None
     with pytest.raises(InputError, match="has a score"):
         plant(opened, 0.5, lambda *_: float("nan"))

@@ -109,7 +109,7 @@ def test_planted_errors_have_less_trust_and_an_image_says_nothing_for_itself(dat
         Trust(open_dataset(dataset), model=trust.model.model_copy(update={"names": ("score_least",)}))
 
     image = sample_at(open_dataset(dataset), 0).images[0]
-    found, look, likeness = found_of(image), Look.of(image, TOKENS), Likeness()
+    found, look, likeness = found_of(image), Look.of(image, open_dataset(dataset)), Likeness()
     added = Added.of(look, (30, 40), found)
     likeness.add(look, added)
     for own, inside in ((added, 0), (Added({}, {}), 1.5)):

@@ -151,13 +151,17 @@ class Planter:
             size: (height, width) of the image.
 
         Returns:
-            It, and the error's number in `KINDS`; as it was, and -1, where none is to be planted, or that kind can't.
+            It, and the error's number in `KINDS`, one by chance of those that can be planted; as it was, and -1, where
+            none can, or none is to be.
         """
-        kind = int(self._rng.integers(len(KINDS))) if self._rng.random() < self._share else -1
-        wrong = self._corrupted(KINDS[kind], found, size) if kind >= 0 else found
+        chosen = self._rng.permutation(len(KINDS)).tolist() if self._rng.random() < self._share else []
+        for kind in chosen:
+            wrong = self._corrupted(KINDS[kind], found, size)
+            if wrong is not found and not _alike(found, wrong, size):
+                break
+        else:
+            wrong, kind = found, -1
         self._other = found
-        if wrong is found or _alike(found, wrong, size):
-            return found, -1
         return wrong, kind
 
     def _corrupted(self, kind: str, found: tuple[Label, ...], size: Size) -> tuple[Label, ...]:

@@ -1,9 +1,9 @@
 """How far each text's labels can be relied on, 0..1, without any truth: from agreement.
 
 `cheap` agreement costs no pass of a model. What one phrase names looks alike: cells under a label are compared, through
-the image's codes, with cells under the same words elsewhere in the data set, with the ring around the label, and with
-the rest of the image. Beside that, scores, sizes, and overlaps. `full` adds what the same detector says of the image
-flipped, at another scale, and asked in another way (`patchmint.judging.again`).
+stored features or codes, with cells under the same words elsewhere in the data set, with the ring around the label, and
+with the rest of the image. Beside that, scores, sizes, and overlaps. `full` adds what the same detector says of the
+image flipped, at another scale, and asked in another way (`patchmint.judging.again`).
 
 What this is worth on a data set is learnt on that data set: errors are planted into a copy of its labels
 (`patchmint.judging.plant`), and a logistic model learns to tell them from what wasn't touched.
@@ -16,10 +16,12 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import Protocol, Self
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 from scipy.ndimage import maximum_filter, uniform_filter
 
@@ -33,8 +35,7 @@ from patchmint.judging.metrics import Flags, Floats, f1_and_iou, overlaps
 from patchmint.judging.plant import Label, Planted, Planter, area_of, found_of
 from patchmint.judging.truth import ImageName, Truth
 from patchmint.labelers.patches import select_patches
-from patchmint.shards.endings import DOCUMENT, IMAGE, INSTANCES
-from patchmint.shards.layout import TokensLayout
+from patchmint.shards.endings import DOCUMENT, FEATURES, IMAGE, INSTANCES
 from patchmint.shards.reader import StoredImage, StoredSample
 from patchmint.types import UNKNOWN_SCORE, Box, Integers, Progress, Size
 
@@ -62,6 +63,8 @@ _CELLS = 96
 _BATCH = 16
 # Samples whose images the detector is asked about at once.
 _STEPS = 30
+_PLANES = 8
+# Sides of so many make 256 codes of features: few enough to be seen often, enough to tell things apart.
 _FEW = 4
 # Sizes of fewer labels don't say what is usual.
 
@@ -91,15 +94,22 @@ class Look:
     places: Integers
 
     @classmethod
-    def of(cls, image: StoredImage, tokens: TokensLayout | None) -> Self | None:
-        """That of a stored image by its codes; None where there are none, or nobody knows where they lie."""
-        size, codes = _size(image), image.codes
-        if tokens is None or tokens.cells is None or codes is None:
+    def of(cls, image: StoredImage, dataset: Dataset) -> Self | None:
+        """That of a stored image, by its features where each cell of the labels' grid has one, else by its codes.
+
+        None where there is neither, or nobody knows where the codes lie.
+        """
+        assert dataset.manifest is not None
+        size, tokens = _size(image), dataset.manifest.layout.tokens
+        features = image.features
+        placement = dataset.placement(image) if features is not None else None
+        if features is not None and placement is not None and len(features) == math.prod(placement.shape):
+            ids = _signs(features).reshape(placement.shape)
+        elif tokens is not None and tokens.cells is not None and image.codes is not None:
+            placement, ids = tokens.cells.place(size), image.codes.astype(np.int64)
+            ids = ids[..., 0] if ids.ndim > 2 else ids  # of several codebooks the first
+        else:
             return None
-        placement = tokens.cells.place(size)
-        ids = codes.astype(np.int64)
-        if ids.ndim > 2:  # of several codebooks the first
-            ids = ids[..., 0]
         found, places = np.unique(ids, return_inverse=True)
         return cls(size, placement, placement.inside, found, places.reshape(ids.shape))
 
@@ -112,6 +122,18 @@ class Look:
     def counts(self, weights: Floats) -> Floats:
         """How much of each code there is under weights (rows, cols): (K,)."""
         return np.asarray(np.bincount(self.places.ravel(), weights.ravel(), len(self.codes)), np.float64)
+
+
+def _signs(features: npt.NDArray[np.float16]) -> Integers:
+    """Features (cells, channels) as codes: on which sides of some planes through their mean they lie."""
+    values = features.astype(np.float32)
+    sides = (values - values.mean(0)) @ _planes(values.shape[1]) > 0
+    return np.asarray(sides @ (1 << np.arange(_PLANES)), np.int64)
+
+
+@lru_cache(maxsize=4)
+def _planes(channels: int) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal((channels, _PLANES), np.float32)
 
 
 def _size(image: StoredImage) -> Size:
@@ -437,9 +459,9 @@ class Trust:
         if model is not None and model.names != self.names:
             raise InputError("the trust model was learnt for the other of cheap and full trust; learn it again")
         self.model = model
-        self._dataset, self._passes, self._tokens = dataset, passes, layout.tokens
+        self._dataset, self._passes = dataset, passes
         codes = [f"{layout.tokens.member}.npy"] if layout.tokens is not None else []
-        self._endings = [DOCUMENT, INSTANCES, *codes]
+        self._endings = [DOCUMENT, INSTANCES, FEATURES, *codes]
         self._min_coverage = layout.min_coverage
         self._likeness = Likeness()
         self._heard: dict[int, list[Heard]] = {}
@@ -449,7 +471,7 @@ class Trust:
         every = np.arange(self._dataset.samples)
         for _, sample in iter_stored(self._dataset, every, self._endings, progress):
             for image in sample.images:
-                look = Look.of(image, self._tokens)
+                look = Look.of(image, self._dataset)
                 self._likeness.add(look, Added.of(look, _size(image), found_of(image)))
 
     def known(
@@ -497,7 +519,7 @@ class Trust:
         heard: Heard,
         planters: Sequence[Planter | None],
     ) -> Iterator[Known]:
-        size, look = _size(image), Look.of(image, self._tokens)
+        size, look = _size(image), Look.of(image, self._dataset)
         added = Added.of(look, size, found)
         for text in image.texts:
             again = heard.get(text)
