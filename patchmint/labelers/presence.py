@@ -46,9 +46,9 @@ class Presence:
         found: Sequence[Detections],
         losses: Sequence[list[Loss]] | None = None,
     ) -> list[Detections]:
-        """The boxes of phrases of which a second look confirms any: of several things that it names, one may be hard to see.
+        """The boxes of phrases of which a second look confirms any.
 
-        Arguments as of `scores`; `losses` as of `BoxRules.detect`.
+        Of several things that a phrase names, one may be hard to see. Arguments as of `scores`; `losses` as of `BoxRules.detect`.
         """
         noted = [None] * len(images) if losses is None else losses
         answers = []
