@@ -48,7 +48,8 @@ class Presence:
     ) -> list[Detections]:
         """The boxes of phrases of which a second look confirms any.
 
-        Of several things that a phrase names, one may be hard to see. Arguments as of `scores`; `losses` as of `BoxRules.detect`.
+        Of several things that a phrase names, one may be hard to see. Arguments as of `scores`,
+        `losses` as of `BoxRules.detect`.
         """
         noted = [None] * len(images) if losses is None else losses
         answers = []
