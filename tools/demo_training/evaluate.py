@@ -48,7 +48,9 @@ _EDGE_SIZES: tuple[Size, ...] = (
     *((32, 32), (48, 48), (64, 64), (96, 96), (1600, 1600), (2400, 3200)),
 )
 
-DEMO_PRESENCE = PresenceConfig(alternatives=(tuple(COLOURS), SHAPES, tuple(map(plural, SHAPES)), FILLS, SIZES))
+DEMO_PRESENCE = PresenceConfig(
+    alternatives=(tuple(COLOURS), SHAPES, tuple(map(plural, SHAPES)), FILLS, SIZES), threshold=0.3
+)
 """A second look for the demo models; its numbers were chosen on scenes of `TUNING_SEED`."""
 
 Table = Mapping[str, Mapping[str, float]]
