@@ -13,7 +13,7 @@ from patchmint.datasets.dataset import open_dataset
 from patchmint.demo import TUNING_SEED
 from patchmint.demo.scenes import make_scene
 from patchmint.errors import ConfigError, InputError
-from patchmint.interfaces import PhraseBoxes
+from patchmint.interfaces import Detections, PhraseBoxes
 from patchmint.judging.calibrate import Calibration
 from patchmint.judging.presence import learn_presence
 from patchmint.judging.truth import ListedTruth, TrueImage, TruePhrase, TrueText, TrueThing, TruthEntry
@@ -83,6 +83,15 @@ def test_what_only_resembles_its_phrase_is_dropped_and_the_reason_is_told(pictur
     assert (blue.reason, blue.boxes, blue.lost) == ("presence", 0, {"presence": 1})
     strict = settings.model_copy(update={"thresholds": {"Red  Square": 0.95}})
     assert found(segmenter(strict), picture, "red square") == []
+
+
+def test_a_phrase_is_there_if_one_of_its_boxes_is(picture):
+    boxes = np.array([[5, 5, 15, 15], [30, 20, 40, 30], [30, 20, 40, 30]], np.float32)
+    spans = np.array([[0, 3], [0, 3], [6, 9]])
+    found = Detections(boxes, np.ones(3, np.float32), spans, np.zeros(3, np.int64))
+    texts = [[Text("red . red")]]
+    (kept,) = Presence(SETTINGS).kept(ByPhrases(Colours()), [picture], texts, [found])
+    np.testing.assert_array_equal(kept.spans, spans[:2])
 
 
 def test_a_phrase_is_asked_against_each_other_word_of_a_group():

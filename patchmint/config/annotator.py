@@ -175,7 +175,7 @@ def _rising(limits: tuple[float, float] | None) -> tuple[float, float] | None:
 
 
 class PresenceConfig(Settings):
-    """A second look at each box before it counts: its phrase must win there."""
+    """A second look at what was found: a phrase counts if it wins at one of its boxes."""
 
     alternatives: tuple[Annotated[tuple[_Word, ...], Field(min_length=2)], ...] = Field(
         default=(),
@@ -288,7 +288,7 @@ class LabelsConfig(Settings):
 
     presence: PresenceConfig | None = Field(
         default=None,
-        description="Look at each box again before it counts, against what isn't there. Null: one look is enough.",
+        description="Look again at what was found: is it there, or only something like it? Null: one look is enough.",
     )
 
     @model_validator(mode="after")

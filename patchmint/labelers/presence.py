@@ -46,7 +46,11 @@ class Presence:
         found: Sequence[Detections],
         losses: Sequence[list[Loss]] | None = None,
     ) -> list[Detections]:
-        """The boxes that a second look confirms; arguments as of `scores`, `losses` as of `BoxRules.detect`."""
+        """The boxes of phrases of which a second look confirms any.
+
+        Of several things that a phrase names, one may be hard to see. Arguments as of `scores`,
+        `losses` as of `BoxRules.detect`.
+        """
         noted = [None] * len(images) if losses is None else losses
         answers = []
         for own, boxes, sure, lost in zip(
@@ -54,7 +58,10 @@ class Presence:
         ):
             phrases = map(plain, phrases_of(boxes, own))
             limits = [self._thresholds.get(phrase, self._settings.threshold) for phrase in phrases]
-            answers.append(without(boxes, sure <= np.array(limits, np.float32), "presence", lost))
+            confirmed = sure > np.array(limits, np.float32)
+            names = np.concatenate([boxes.text_index[:, None], boxes.spans], axis=1)
+            there = (names[:, None] == names[confirmed]).all(axis=2).any(axis=1)
+            answers.append(without(boxes, ~there, "presence", lost))
         return answers
 
     def scores(

@@ -70,7 +70,8 @@ def record_models(config: AnnotatorConfig) -> dict[str, ModelRecord]:
         if tokens.remap is not None:
             role = role_of("remap", name)
             records[role] = _file_record(role, tokens.remap, Path(tokens.remap).expanduser())
-    if (presence := config.labels and config.labels.presence) and presence.calibration is not None:
+    presence = config.labels.presence if config.labels is not None and config.labels.needs_detector else None
+    if presence is not None and presence.calibration is not None:
         path = Path(presence.calibration).expanduser()
         records["presence"] = _file_record("presence", presence.calibration, path)
     if isinstance(config, BuildConfig) and config.source and (extended := extended_manifest(config)) is not None:
