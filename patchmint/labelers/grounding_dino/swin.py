@@ -56,7 +56,7 @@ class _Block(nn.Module):
         if shift:
             padded = padded.roll((-shift, -shift), (1, 2))
         rows, cols = padded.shape[1] // side, padded.shape[2] // side
-        cut = padded.unflatten(1, (rows, side)).unflatten(3, (cols, side)).transpose(2, 3)
+        cut = padded.view(len(x), rows, side, cols, side, -1).transpose(2, 3)
         seen = self.attn(cut.reshape(-1, side * side, x.shape[-1]), mask if shift else None)
         seen = seen.view(cut.shape).transpose(2, 3).reshape(padded.shape)
         if shift:
