@@ -209,6 +209,20 @@ def test_more_queries_than_places(vocabulary):
     assert logits < TOLERANCE
 
 
+@pytest.mark.parametrize(("family", "least"), [("grounding-dino", 1e-3), ("mm-grounding-dino", 1e-5)])
+def test_the_last_boxes_reach_as_far_as_their_publishers(family, least, vocabulary):
+    """The layer before moves all boxes to the border, and the last one lets them be."""
+    model = untrained(replace(TINY, family=family))
+    heads = torch.nn.ModuleList(torch.nn.Linear(256, 4) for _ in range(TINY.decoder_layers))
+    for head in heads:
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.constant_(head.bias, 20.0 * (head is not heads[-1]))
+    model.bbox_embed = model.transformer.decoder.bbox_embed = heads
+    detector = GroundingDino(model, TINY, vocabulary)
+    found = run(model, detector, [data.coffee()], [caption_prompts(Text("a cup"), vocabulary)[0]])
+    np.testing.assert_allclose(found.boxes, 1 - least, atol=1e-6)
+
+
 def encode_one(model, detector, image):
     with torch.inference_mode():
         return encode_images(model, [detector.preprocess(image)])[0]
