@@ -79,12 +79,14 @@ def asked(*arguments):
 
 
 def in_work(out):
-    """What `status` says of a build if it has annotated samples in units that aren't finished; else None."""
+    """How many samples are annotated in units that aren't finished, as `status` says; 0 where there is no build yet."""
+    from patchmint.errors import PatchmintError
+    from patchmint.jobs.status import status
+
     try:
-        found = asked("status", out, "--json")
-    except AssertionError:  # there is no build yet
-        return None
-    return found if found["in_work"] else None
+        return status(str(out)).in_work
+    except PatchmintError:
+        return 0
 
 
 def start(config, out, *options, cold=False, patience=20, **environment):

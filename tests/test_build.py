@@ -265,7 +265,9 @@ def test_mistakes_are_named_with_the_right_name(tmp_path):
 
 def test_doctor_says_what_fails_and_what_mends_it(tmp_path):
     config = stand_in_config(tmp_path, fill(tmp_path / "in", 1), models="official")
-    done = patchmint("doctor", config, "--json", rc=1, PATCHMINT_WEIGHTS=str(tmp_path / "none"))
+    # no address, or doctor would find other tests' cluster, and try for 25 s to get in
+    nothing = {"PATCHMINT_WEIGHTS": str(tmp_path / "none"), "RAY_ADDRESS": "nowhere"}
+    done = patchmint("doctor", config, "--json", rc=1, **nothing)
     found = {finding["what"]: finding for finding in json.loads(done.stdout)}
     assert found["model files"]["status"] == "fail"
     assert found["model files"]["remedy"].startswith("patchmint models pull groundingdino-swint-ogc")

@@ -116,6 +116,7 @@ def test_statuses_that_pass_at_every_kind_of_request_make_no_unit_done_twice(loc
 def through(server, proxy, monkeypatch):
     """An empty bucket that builds in this process reach through the proxy, and what brings them past it."""
     monkeypatch.syspath_prepend(builds.STAND_IN)
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.01)
     uri = server.new_bucket(monkeypatch, proxy.port)
     return uri, lambda: monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
 

@@ -15,6 +15,7 @@ from patchmint.storage import Entry, creates_conditionally, open_storage, patien
 
 @pytest.fixture
 def storage(server, proxy, monkeypatch):
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.01)
     return open_storage(server.new_bucket(monkeypatch, proxy.port))
 
 
