@@ -35,7 +35,7 @@ class Size:
     more: int = 1800
     held_out: int = 250
     documents: int = 100
-    held_out_documents: int = 60
+    held_out_documents: int = 150
 
 
 def things_of(scene: Scene) -> list[str]:
