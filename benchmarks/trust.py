@@ -219,24 +219,26 @@ def planted(dataset: Dataset) -> dict[tuple[str, int], int]:
 
 
 def selectors(learn: Path, held_out: Path, steps: int) -> dict[str, Any]:
-    """AUC of selectors that were trained on clean labels, on planted errors, and on these weighted by trust."""
+    """Selectors that were trained on clean labels, on planted errors, and on these weighted by trust: means over seeds.
+
+    `auc`: patches of what the text names against those of other things; `auc_all`: against the whole rest.
+    """
     sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
     from train_selector import Truth, judge, stored_labels, train
 
-    judged_by = Truth(held_out)
+    judged_by, means = Truth(held_out), dict[str, dict[str, float]]()
     ways = {"clean": ("none",), "planted": ("corrections",), "weighted": ("corrections", "trust-full")}
-    found: dict[str, list[float]] = {way: [] for way in ways}
-    for seed in range(SEEDS):
-        for way, columns in ways.items():
-            with timed(f"a selector on {way} labels, seed {seed}"):
-                model = train(learn, stored_labels, steps, seed, columns)
-                found[way].append(judge(model, held_out, judged_by)["auc"])
-    means = {f"selector_{way}": float(np.mean(values)) for way, values in found.items()}
-    return means | {
-        "selector_weighted_share": means["selector_weighted"] / means["selector_clean"],
-        "selector_planted_share": means["selector_planted"] / means["selector_clean"],
-        "selector_seeds": found,
+    for way, columns in ways.items():
+        with timed(f"{SEEDS} selectors on {way} labels"):
+            models = [train(learn, stored_labels, steps, seed, columns) for seed in range(SEEDS)]
+        found = [judge(model, held_out, judged_by) for model in models]
+        means[way] = {name: float(np.mean([each[name] for each in found])) for name in found[0]}
+    shares = {
+        f"{name}_{way}_of_clean": means[way][name] / means["clean"][name]
+        for way in ("planted", "weighted")
+        for name in ("auc", "auc_all")
     }
+    return {"selectors": means, **shares}
 
 
 if __name__ == "__main__":

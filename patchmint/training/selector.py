@@ -71,11 +71,13 @@ def selector_loss(logits: Tensor, labels: Tensor, mask: Tensor | None = None, we
     mask = _mask_of(logits, labels, mask)
     if weight is not None and weight.shape != logits.shape[:1]:
         raise InputError(f"weight must be ({len(logits)},), a number an image, not {tuple(weight.shape)}")
-    weights = mask.to(logits.dtype) if weight is None else mask * weight.to(logits)[:, None]
-    if not weights.any():
+    if not mask.any() or (weight is not None and not (mask * weight[:, None]).any()):
         raise InputError("no patch counts: the mask is False, or the weight 0, everywhere")
-    losses = functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
-    return (losses[mask] * weights[mask]).sum() / weights[mask].sum()
+    weights = None
+    if weight is not None:
+        weights = weight.to(logits)[:, None].expand_as(logits)[mask]
+        weights = weights / weights.mean()
+    return functional.binary_cross_entropy_with_logits(logits[mask], labels[mask].to(logits.dtype), weights)
 
 
 def kept_count(patches: int, keep_ratio: float) -> int:
