@@ -182,14 +182,18 @@ class PresenceConfig(Settings):
         description="Groups of words, of which one at most is true of a thing: [[red, blue], [cat, dog]]. A phrase "
         "must score better than with each other word of the group in the place of its own.",
     )
-    margin: float | None = Field(
-        default=None,
-        ge=0,
-        le=4,
-        description="How much is seen around a box, as a share of its longer side. Null: the whole image.",
+    margins: Annotated[tuple[Annotated[float, Field(ge=0, le=4)] | None, ...], Field(min_length=1)] = Field(
+        default=(None,),
+        description="How much is seen around a box, as a share of its longer side; null: the whole image. Of several "
+        "looks the mean counts.",
     )
-    threshold: float = Field(default=0.35, ge=0, lt=1, description="What the score of the second look must be over.")
-    thresholds: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(
+    threshold: float = Field(
+        default=0.0,
+        ge=-1,
+        lt=1,
+        description="By how much a phrase must score better than its best alternative (which is 0 where it has none).",
+    )
+    thresholds: dict[str, Annotated[float, Field(ge=-1, lt=1)]] = Field(
         default_factory=dict, description="The same of single phrases."
     )
     calibration: str | None = Field(

@@ -33,7 +33,7 @@ from patchmint.types import UNKNOWN_SCORE, Progress, Text
 _BATCH = 16
 _ENOUGH = 100
 """Times that a phrase names something absent, from which on it has a threshold of its own."""
-_NOT_FOUND = -1.0
+_NOT_FOUND = -2.0
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,8 @@ def _learn(words: npt.NDArray[np.str_], there: Flags, scores: Floats, most: floa
 
 def _least(absent: Floats, most: float) -> float:
     """The least threshold that no more than a share of scores is over."""
-    ranked: list[float] = [*sorted(absent.tolist(), reverse=True), 0.0]
-    return min(max(ranked[int(most * len(absent))], 0.0), 0.999)
+    ranked: list[float] = [*sorted(absent.tolist(), reverse=True), -1.0]
+    return min(max(ranked[int(most * len(absent))], -1.0), 0.999)
 
 
 def _kept(learnt: tuple[float, Mapping[str, float]], words: npt.NDArray[np.str_], scores: Floats) -> Flags:

@@ -82,14 +82,17 @@ class Presence:
             found: in each image.
 
         Returns:
-            float32 (N,) of each image: the score of the phrase, 0..1; 0 where an alternative scores as high.
+            float32 (N,) of each image, -1..1: how much better the phrase scores than its best alternative.
 
         Raises:
             PluginError: an outside detector breaks its contract.
         """
+        margins = self._settings.margins
         looks: list[_Look] = []
         for number, (image, own, boxes) in enumerate(zip(images, texts, found, strict=True)):
-            looks += self._looks(number, image, boxes, [plain(phrase) for phrase in phrases_of(boxes, own)])
+            phrases = [plain(phrase) for phrase in phrases_of(boxes, own)]
+            for margin in margins:
+                looks += _looks(number, image, boxes, phrases, margin)
         scores = [np.zeros(len(boxes.boxes), np.float32) for boxes in found]
         for start in range(0, len(looks), len(images)):
             some = looks[start : start + len(images)]
@@ -102,8 +105,8 @@ class Presence:
                 check_found("a detector", answer, (look.pixels.shape[0], look.pixels.shape[1]), prompts)
                 for number, (prompt, rows) in enumerate(zip(prompts, look.rows.values(), strict=True)):
                     here = found[look.image].boxes[rows] - np.array([*look.corner, *look.corner], np.float32)
-                    scores[look.image][rows] = _scores(answer.only(answer.text_index == number), prompt, here)
-        return scores
+                    scores[look.image][rows] += _scores(answer.only(answer.text_index == number), prompt, here)
+        return [summed / np.float32(len(margins)) for summed in scores]
 
     def rehearse(self, detector: Detector, images: Sequence[RgbImage], texts: Sequence[Sequence[Text]]) -> None:
         """Look once more at each image, as if all of it were the box of its first text."""
@@ -128,23 +131,6 @@ class Presence:
                 found += [f"{phrase[: match.start()]}{word}{phrase[match.end() :]}" for word in others]
         return list(dict.fromkeys(found))
 
-    def _looks(self, number: int, image: RgbImage, found: Detections, phrases: Sequence[str]) -> list[_Look]:
-        """What of an image is looked at; boxes around which the same is seen share it."""
-        looks: dict[tuple[int, ...], _Look] = {}
-        height, width = image.shape[:2]
-        for row, (box, phrase) in enumerate(zip(found.boxes, phrases, strict=True)):
-            left, top, right, bottom = 0, 0, width, height
-            if self._settings.margin is not None:
-                around = self._settings.margin * float((box[2:] - box[:2]).max())
-                left, top = np.floor(box[:2] - around).clip(0, (width - 1, height - 1)).astype(int).tolist()
-                right, bottom = (
-                    np.ceil(box[2:] + around).clip((left + 1, top + 1), (width, height)).astype(int).tolist()
-                )
-            part = image[top:bottom, left:right]
-            look = looks.setdefault((left, top, right, bottom), _Look(number, part, (left, top)))
-            look.rows.setdefault(phrase, []).append(row)
-        return list(looks.values())
-
 
 @dataclass(frozen=True)
 class _Look:
@@ -163,15 +149,32 @@ class _Look:
     rows: dict[str, list[int]] = field(default_factory=dict)
 
 
+def _looks(
+    number: int, image: RgbImage, found: Detections, phrases: Sequence[str], margin: float | None
+) -> list[_Look]:
+    """What of an image is looked at; boxes around which the same is seen share it."""
+    looks: dict[tuple[int, ...], _Look] = {}
+    height, width = image.shape[:2]
+    for row, (box, phrase) in enumerate(zip(found.boxes, phrases, strict=True)):
+        left, top, right, bottom = 0, 0, width, height
+        if margin is not None:
+            around = margin * float((box[2:] - box[:2]).max())
+            left, top = np.floor(box[:2] - around).clip(0, (width - 1, height - 1)).astype(int).tolist()
+            right, bottom = np.ceil(box[2:] + around).clip((left + 1, top + 1), (width, height)).astype(int).tolist()
+        part = image[top:bottom, left:right]
+        look = looks.setdefault((left, top, right, bottom), _Look(number, part, (left, top)))
+        look.rows.setdefault(phrase, []).append(row)
+    return list(looks.values())
+
+
 def _scores(found: Detections, prompt: Text, boxes: Scores) -> Scores:
-    """At each box the score of the prompt's first phrase; 0 where that of another one is as high: float32 (N,)."""
+    """At each box by how much the prompt's first phrase scores better than the best other one: float32 (N,)."""
     here = overlaps(boxes, found.boxes) > _SAME
-    best = [
+    own, *others = (
         np.where(here & (found.spans == span).all(axis=1), found.scores, 0).max(axis=1, initial=0)
         for span in prompt.phrases
-    ]
-    others = np.max(best[1:], axis=0, initial=0) if len(best) > 1 else 0
-    return np.where(best[0] > others, best[0], 0).astype(np.float32)
+    )
+    return np.asarray(own - np.max(others, axis=0) if others else own, np.float32)
 
 
 def phrases_of(found: Detections, texts: Sequence[Text]) -> list[str]:

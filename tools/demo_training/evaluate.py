@@ -23,7 +23,7 @@ from patchmint.config import LabelsConfig, ModelsConfig, PresenceConfig, TokensC
 from patchmint.demo import FRESH_SEED
 from patchmint.demo.scenes import MAX_OBJECTS, Harder, Scene, make_scene
 from patchmint.demo.score import psnr
-from patchmint.demo.shapes import COLOURS, FILLS, SHAPES, SIZES
+from patchmint.demo.shapes import COLOURS, FILLS, SHAPES
 from patchmint.demo.texts import plural
 from patchmint.features.model import load_vit, untrained_vit
 from patchmint.geometry import grid_preset
@@ -49,7 +49,7 @@ _EDGE_SIZES: tuple[Size, ...] = (
 )
 
 DEMO_PRESENCE = PresenceConfig(
-    alternatives=(tuple(COLOURS), SHAPES, tuple(map(plural, SHAPES)), FILLS, SIZES), threshold=0.3
+    alternatives=(tuple(COLOURS), SHAPES, tuple(map(plural, SHAPES)), FILLS), margins=(None, 1.5, 2.5)
 )
 """A second look for the demo models; its numbers were chosen on scenes of `TUNING_SEED`."""
 
