@@ -53,7 +53,7 @@ Exchanges = Sequence[tuple[str, str]]
 class Steps:
     """Optimizer steps of each stage."""
 
-    words: int = 900
+    words: int = 2400
     selector: int = 400
     codes: int = 150
     projector: int = 200
