@@ -10,7 +10,7 @@ labels. `--keep FOLDER` keeps what was built, and takes what is there.
 `auroc_full`, `auroc_cheap`: how well trust, learnt without any truth, tells texts with planted errors from others;
 `f1_planted_...`: F1 of patches with them, of all texts and of the trusted 80 %. `f1_all`, `f1_trusted`: the same as
 built; `full` trust, calibrated on the other scenes (`_unjudged`: without). `ece`: of scores calibrated on the other
-scenes, with `ece_floor`: what it would be if they were exactly right, which is chance. `absent`: absent things labelled.
+scenes, with `ece_floor`: what it would be if they were exactly right. `absent`: absent things labelled.
 """
 
 from __future__ import annotations
