@@ -1,16 +1,16 @@
 """What trust is worth, on demo scenes that nothing was trained, tuned or calibrated on.
 
-    python benchmarks/trust.py --json                 # 25 minutes on 2 cores
-    python benchmarks/trust.py --parts selector --json # nine selectors, on labels with planted errors and without
+    python benchmarks/trust.py --json                 # 11 minutes on one core
+    python benchmarks/trust.py --parts selector --json # nine selectors: 12 minutes
 
 Two data sets are built, of scenes with other seeds than any other: one to calibrate by, one to judge on. Errors are
 planted into a fifth of the texts of the second one, as corrections, so `patchmint trust` meets them as it would any
 labels. `--keep FOLDER` keeps what was built, and takes what is there.
 
-`auroc_full`, `auroc_cheap`: how well trust, learnt without any truth, tells texts with planted errors from others.
-`f1_all`, `f1_trusted`: F1 of patches without planted errors, of all texts and of the trusted 80 %; `full` trust,
-calibrated on the other scenes. `ece`: of scores calibrated on the other scenes, with `ece_floor`: what it would be if
-they were exactly right, which is sampling noise. `absent`: absent things labelled.
+`auroc_full`, `auroc_cheap`: how well trust, learnt without any truth, tells texts with planted errors from others;
+`f1_planted_...`: F1 of patches with them, of all texts and of the trusted 80 %. `f1_all`, `f1_trusted`: the same as
+built; `full` trust, calibrated on the other scenes (`_unjudged`: without). `ece`: of scores calibrated on the other
+scenes, with `ece_floor`: what it would be if they were exactly right. `absent`: absent things labelled.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def trust_command(
         typer.Option(
             "--full/--cheap",
             help="Ask the detector thrice more: of the image flipped and smaller, and for phrases alone. --cheap: of "
-            "scores, sizes and codes alone, without a model.",
+            "scores, sizes, features and codes, without a model.",
         ),
     ] = False,
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="Of the column.")] = NAME,
@@ -51,7 +51,7 @@ def trust_command(
     ] = None,
     device: Annotated[str, typer.Option(help="Where --full runs: auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
-    """Say of each text's labels how far they can be relied on, 0..1, without any truth.
+    """Say of each text's labels how far they can be relied on, 0..1, without any truth, as a column.
 
     It is the chance that no error of `patchmint judge --plant` is in them, as learnt from such errors in a copy of the
     data set's own labels; with --calibration the F1 that is to be expected of the patches. DATASET/columns/NAME holds
