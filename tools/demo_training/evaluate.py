@@ -49,7 +49,7 @@ _EDGE_SIZES: tuple[Size, ...] = (
 )
 
 DEMO_PRESENCE = PresenceConfig(
-    alternatives=(tuple(COLOURS), SHAPES, tuple(map(plural, SHAPES)), FILLS), margins=(None, 1.5, 2.5)
+    alternatives=(tuple(COLOURS), SHAPES, tuple(map(plural, SHAPES)), FILLS), margins=(None, 1.5, 2.5), threshold=-0.1
 )
 """A second look for the demo models; its numbers were chosen on scenes of `TUNING_SEED`."""
 
