@@ -160,8 +160,8 @@ def plot(figures: Mapping[str, Any], path: Path) -> None:
             right.plot(RATIOS, [found[str(ratio)] for ratio in RATIOS], style, label=f"{mode}, {name}")
     right.set(xlabel="share of patches kept", ylabel="which", title="kept by the selector, and at random")
     for axes in (left, right):
-        axes.legend()
-        axes.set_ylim(0, 1)
+        axes.legend(loc="upper left", ncols=2, fontsize="small")
+        axes.set_ylim(0, 1.25)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     plt.close(figure)
