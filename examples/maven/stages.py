@@ -176,7 +176,7 @@ def _remembered(world: Maven, data: Sequence[Path]) -> Task:
 
     A pretrained language model's state has it; that of one which has learnt nothing at `<EOS>` hasn't. Rows of codes
     are drawn anew for each batch, as `resize_embeddings` will draw them, so the question is read past whatever they
-    are. Pictures have few of them here: that is learnt sooner, and a whole picture's still move the state.
+    are. Pictures have few of them here, past which it is learnt sooner.
     """
 
     def sequences(sample: StageSample) -> Made:
