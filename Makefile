@@ -62,12 +62,12 @@ browser: setup-dev
 	apt-get install -y -qq --no-install-recommends chromium-headless-shell; } || true
 	@$(BIN)/python tests/browser.py
 
-# Three groups at once, each with one thread: many tests wait for processes and clocks. Threads of a build's workers don't
+# Four groups at once, each with one thread: many tests wait for processes and clocks. Threads of a build's workers don't
 # spin while they wait: where there are more threads than cores, that takes the time of those that work.
 # glibc keeps up to 2 GiB of freed blocks, which the next pass of a model would only have to be given, and cleared, again.
 # Python may keep byte code, or each of some hundred processes would compile the package anew.
 TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483648 \
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4
 
 test: setup-dev
 	$(TESTS)

@@ -70,7 +70,7 @@ COMMANDS = {
     ),
     "diff": LazyCommand(
         "patchmint.cli.inspect.diff:diff_command",
-        "Show what changed from build A to build B: settings, keys, texts, phrases, labels and codes.",
+        "Show what changed from build A to build B: settings, keys, texts, phrases, labels, codes, features.",
         (
             "patchmint inspect diff out/old out/new",
             "patchmint inspect diff out/old s3://bucket/new --samples 1000 --json",

@@ -182,14 +182,12 @@ def _sums(
     corner = low[:, :, 1] * of_points(levels.pitch[None] * heads)[0] + low[:, :, 0] * heads + first_row + image
     below = corner + steps[1]
     upper, lower = shares * near[:, :, 1], shares * far[:, :, 1]
-
-    def of_corners(place: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        places, weights = place.flatten(0, 2), weight.flatten(0, 2)
-        return functional.embedding_bag(places, rows, mode="sum", per_sample_weights=weights)
-
-    # One after the other: to put short rows of all four together takes longer than to look them up.
-    summed = of_corners(corner, upper * near[:, :, 0])
-    summed = summed.add_(of_corners(corner + steps[0], upper * far[:, :, 0]))
-    summed = summed.add_(of_corners(below, lower * near[:, :, 0]))
-    summed = summed.add_(of_corners(below + steps[0], lower * far[:, :, 0]))
+    summed = functional.embedding_bag(
+        torch.cat([corner, corner + steps[0], below, below + steps[0]], dim=-1).flatten(0, 2),
+        rows,
+        mode="sum",
+        per_sample_weights=torch.cat(
+            [upper * near[:, :, 0], upper * far[:, :, 0], lower * near[:, :, 0], lower * far[:, :, 0]], dim=-1
+        ).flatten(0, 2),
+    )
     return summed.view(batch, queries, -1)
