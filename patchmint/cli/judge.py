@@ -139,7 +139,7 @@ def calibrate_command(
 ) -> None:
     """Learn from a judged data set how often boxes of a score are right, for `patchmint judge --calibration`.
 
-    A box is right if it lies on a thing that its words name, at IoU 0.50. What is said of the time after is measured on
+    A box is right if it lies on a thing that its words name, at IoU 0.50. The figures after calibration are measured on
     images that weren't learnt from. With --trust also: how right patches are, by what is known of labels without truth.
 
     With --presence the file also serves a build: --labels.presence '{calibration: OUT.json}'.
