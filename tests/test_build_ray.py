@@ -162,14 +162,15 @@ def worker_env(cluster, *, sleep=0, module="", tell=None, package=ROOT):
 class Driver:
     """A driver as a job's is, with the job's settings in its environment.
 
-    It is warm, unless something stands before it; its workers are, unless they have a patchmint of their own.
+    It is warm, unless something stands before it; its workers are, unless they have a patchmint of their own or `cold`.
     """
 
     started: ClassVar[list[subprocess.Popen[bytes] | warm.Python]] = []
 
     def __init__(self, cluster, out, options, **for_workers):
         driver_env, prefix = for_workers.pop("driver_env", {}), for_workers.pop("prefix", [])
-        python = {} if "package" in for_workers else {"py_executable": warm.EXECUTABLE}
+        cold = for_workers.pop("cold", "package" in for_workers)
+        python = {} if cold else {"py_executable": warm.EXECUTABLE}
         job = {"runtime_env": {"env_vars": worker_env(cluster, **for_workers)} | python}
         env = cluster.env | driver_env | {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
         cwd = cluster.folder if "package" in for_workers else ROOT  # Ray adds the driver's folder to the workers' paths
@@ -403,7 +404,8 @@ def test_a_bad_node_condemns_nobody_and_is_put_aside(cluster, tmp_path):
     out = cluster.folder / "bad-node"
     (tmp_path / "bad-node").write_text(cluster.second.mark)
     options = [*settings(source, out, 2), *on_ray(min_actors=2)]
-    driver = Driver(cluster, out, options, sleep=0.7, module="bad", tell=tmp_path)
+    # A warm worker would be back, and dead, once more before the good node has built the first of their units.
+    driver = Driver(cluster, out, options, sleep=0.7, module="bad", tell=tmp_path, cold=True)
     assert driver.end() == 0, driver.log
     assert re.search(r"^\S+ cpu is put aside for 120 s: workers die there of samples that others", driver.log, re.M)
     status = asked("status", out, "--json")
