@@ -16,13 +16,11 @@ from patchmint.annotate.models import AnnotationModels
 from patchmint.config import AnnotatorConfig
 from patchmint.images.decode import decode_image
 from patchmint.judging.plant import Label
-from patchmint.judging.trust import Heard
+from patchmint.judging.trust import Boxes, Heard
 from patchmint.shards.reader import StoredImage
-from patchmint.types import Box, RgbImage, Text
+from patchmint.types import RgbImage, Text
 
 SCALE = 0.75
-
-_Boxes = tuple[tuple[Box, float], ...]
 
 
 class Passes:
@@ -87,7 +85,7 @@ class Passes:
         images: Sequence[RgbImage],
         *,
         flipped: bool = False,
-    ) -> list[list[_Boxes]]:
+    ) -> list[list[Boxes]]:
         """Boxes in pixels of the images themselves, of each text."""
         answers = []
         for answer, view, image, own in zip(self._models.ask(shown, texts), shown, images, texts, strict=True):

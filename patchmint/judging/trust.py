@@ -68,8 +68,11 @@ _PLANES = 8
 _FEW = 4
 # Sizes of fewer labels don't say what is usual.
 
-Again = tuple[tuple[tuple[Box, float], ...], ...]
-"""What each pass found for a text: boxes in pixels of the image, and scores."""
+Boxes = tuple[tuple[Box, float], ...]
+"""What a pass found for a text: boxes in pixels of the image, and scores."""
+
+Again = tuple[Boxes, ...]
+"""The same of each pass."""
 
 Heard = Mapping[int, Again]
 """What passes find in an image, by the numbers of its texts."""

@@ -235,7 +235,6 @@ class Layout(_Layout):
         exclude_if=lambda column: not column,
         description="True: a sample holds only what was added to one of another data set; absent: it is whole.",
     )
-
     edits: bool = Field(
         default=False,
         exclude_if=lambda edits: not edits,
