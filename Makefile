@@ -83,12 +83,11 @@ test-torch211: $(TORCH211)/.ready
 	OMP_NUM_THREADS=1 $(TORCH211)/bin/python -m pytest -n 0 $(patsubst %,tests/test_%.py,$(TORCH211_TESTS))
 TORCH211_TESTS := compiled gpu_benchmark gpu_paper kernels grounding_dino grounding_dino_speed sam sam_speed vqgan vit
 
-# Without models of official size, Ray, Chromium, kills, and cold starts: scripts, measures of memory, mypy on the wheel, the
-# site, transformers 4.
+# Without models of official size, Ray, Chromium and kills, and without what takes longer than a second.
 quick: setup-dev
-	$(TESTS) -m "not (official or ray or browser or kill or cold)"
+	$(TESTS) --quick -m "not (official or ray or browser or kill)"
 
-# Which tests take longest, so that they start first: tests/durations.json.
+# Which tests take longest, so that they start first, and which are slow: tests/durations.json.
 durations: setup-dev
 	$(TESTS) --measure
 

@@ -1,6 +1,8 @@
-"""Tests run longest first, a file at a time. `make durations` measures how long each takes: durations.json.
+"""Tests run longest first, a file at a time; `make quick` leaves out those that are slow.
 
-A name there is that of a file, or the start of some of its tests' ids, which then run apart from the file's others.
+`make durations` measures how long each takes: durations.json. A name in its `groups` is that of a file, or the start of
+some of its tests' ids, which then run apart from the file's others. `slow` has the ids of tests that take more than
+`SLOW` seconds beside three others on two cores.
 """
 
 import json
@@ -11,7 +13,9 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 TABLE = Path(__file__).with_name("durations.json")
-SECONDS: dict[str, float] = json.loads(TABLE.read_text())
+MEASURED = json.loads(TABLE.read_text())
+SECONDS: dict[str, float] = MEASURED["groups"]
+SLOW = 1.0
 _APART = sorted((name for name in SECONDS if "::" in name), key=len, reverse=True)
 
 
@@ -33,17 +37,21 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._seconds = Counter(dict.fromkeys(_APART, 0.0))
+        self._slow: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._seconds[group_of(report.nodeid)] += report.duration
+        if report.when == "call" and report.duration > SLOW:  # without fixtures: the next test would need these
+            self._slow.append(report.nodeid)
 
     def pytest_sessionfinish(self) -> None:
         kept = {name: round(took) for name, took in sorted(self._seconds.items()) if took >= 3 or "::" in name}
-        TABLE.write_text(json.dumps(kept, indent=1) + "\n")
+        TABLE.write_text(json.dumps({"groups": kept, "slow": sorted(self._slow)}, indent=1) + "\n")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--measure", action="store_true", help="write durations.json anew")
+    parser.addoption("--quick", action="store_true", help="leave out tests that durations.json calls slow")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,7 +59,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Stopwatch())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--quick"):
+        slow = {item.nodeid for item in items} & set(MEASURED["slow"])
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in slow])
+        items[:] = [item for item in items if item.nodeid not in slow]
     items.sort(key=lambda item: -SECONDS.get(group_of(item.nodeid), 0))
 
 

@@ -56,7 +56,6 @@ def settings(source, tmp_path, monkeypatch):
     return json.loads(builds.make_config(tmp_path / "config.yaml", source, tmp_path / "out").read_text())
 
 
-@pytest.mark.cold
 @pytest.mark.parametrize("way", ["script", "stdin, in a thread"])
 def test_a_script_needs_no_guard(source, expected, tmp_path, way):
     builds.make_config(tmp_path / "config.yaml", source, "out", runner={"kind": "local", "workers": 1, "num_cpus": 1})
@@ -124,7 +123,6 @@ def _all_damaged(tmp_path):
     return str(builds.make_input(tmp_path / "damaged", ["a thing"] * 12, damaged=range(12)))
 
 
-@pytest.mark.cold
 def test_an_interrupt_stops_the_workers_and_the_same_call_resumes(settings, expected, tmp_path, request):
     class Interrupting(patchmint.Reporter):
         def progress(self, progress, result):

@@ -16,8 +16,6 @@ from test_public import NAMES
 
 from tools.docs_site import NOTEBOOK, PUBLIC
 
-pytestmark = pytest.mark.cold
-
 ROOT = Path(__file__).parent.parent
 SCENES = 11  # as many as the notebook needs
 DESK = {"viewport": {"width": 1280, "height": 900}}

@@ -63,7 +63,6 @@ def test_rejects_and_disk_are_those_of_the_build(make, rejects, tmp_path):
     assert dry["memory"]["unknown"] == ["stand-in", "stand-in"]
 
 
-@pytest.mark.cold
 def test_memory_is_that_of_the_build(tmp_path):
     """The worker is a process of its own, as users have it: a fork's memory is partly its parent's."""
     write_dataset(tmp_path / "in", seed=7_200_003, count=8)

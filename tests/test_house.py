@@ -75,7 +75,6 @@ sys.meta_path.insert(0, NoLibGl())
 """
 
 
-@pytest.mark.cold
 def test_labels_where_neither_opencv_nor_supervision_can_be_imported(tmp_path):
     """Slim images lack libGL, which opencv-python needs. Upstream's visualizer imports it, and is never used.
     Nor is supervision, of which groundingdino-py wants version 0.6.0: any other may be there (docs/install.md).

@@ -64,14 +64,12 @@ def told_by(program, *modes):
     return map(int, done.stdout.split())
 
 
-@pytest.mark.cold
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
 def test_what_is_freed_is_not_cleared_again_by_the_system():
     kept, plain = told_by(COUNT, "kept", "plain")
     assert kept < 0.1 * plain
 
 
-@pytest.mark.cold
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux's account of memory")
 def test_kernels_for_ever_new_shapes_take_bounded_memory():
     few, every = told_by(GROW, "few", "all")

@@ -12,7 +12,6 @@ triton = pytest.importorskip("triton", reason="there is no Triton for this platf
 from patchmint.compute import kernels  # noqa: E402
 
 
-@pytest.mark.cold
 def test_kernels_give_what_torch_does():
     """By Triton's interpreter, which has to be chosen before Triton is imported."""
     options = ["-q", "-n0", "--noconftest", "-p", "no:cacheprovider"]

@@ -175,7 +175,6 @@ def test_the_same_source_gives_the_same_bytes(tmp_path, monkeypatch):
     assert make_plan(to_batches(PLAIN), config, record_models(config), open_storage(tmp_path / "a")) == first
 
 
-@pytest.mark.cold
 def test_another_process_plans_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "UNITS_A_PART", 2)
     code = f"from test_plan import *; parts.UNITS_A_PART = 2; plan_into({str(tmp_path / 'there')!r})"

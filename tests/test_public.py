@@ -112,7 +112,6 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(installed):
     assert {path.name.partition("-")[0] for path in (installed / "site").iterdir()} == {"patchmint"}
 
 
-@pytest.mark.cold
 def test_a_strict_type_checker_is_content_with_the_wheel(installed, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     # the checkout is installed as well, editable: there mypy would find what the wheel lacks

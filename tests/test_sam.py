@@ -146,7 +146,6 @@ def test_extreme_shapes(model, coverage, height, width):
         np.testing.assert_array_equal(stacked(masks), upstream_logits(model, image, boxes) > 0)
 
 
-@pytest.mark.cold
 def test_memory_does_not_grow_with_the_number_of_boxes():
     script = """
 import resource, numpy as np

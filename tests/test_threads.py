@@ -68,7 +68,6 @@ def test_a_busy_machines_threads_do_not_look_before_they_sleep(monkeypatch, load
     assert os.environ == {"GOMP_SPINCOUNT": spins}
 
 
-@pytest.mark.cold
 def test_the_api_waits_briefly_and_uses_no_more_threads_than_it_may():
     """torch's threads, asked in a process whose quota is said to be one core."""
     code = (

@@ -232,7 +232,6 @@ def test_a_store_and_a_folder_together(tmp_path, stored):
     assert len(set(keys)) == len(keys) == 17
 
 
-@pytest.mark.cold
 def test_spawned_workers_that_are_ended_in_the_middle_do_not_abort(data):
     """They hand over one batch after another."""
     batches = StageLoader(StageDataset(data, 1), 13, num_workers=2, multiprocessing_context="spawn", prefetch_factor=64)

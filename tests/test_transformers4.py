@@ -5,8 +5,6 @@ import re
 import pytest
 from transformers4 import run_under_transformers4
 
-pytestmark = pytest.mark.cold
-
 FILES = ["test_grounding_dino.py", "test_geometry_processors.py", "test_vit.py", "test_vocabulary.py"]
 OURS = "million or fitted_without or any_batch or depend_on_the_batch or share_its_backbone or more_queries or extreme"
 """Costly tests in them of which transformers does nothing that the others don't ask of it."""
