@@ -29,6 +29,7 @@ from patchmint.labelers.sam import arch as sam_arch
 
 _CPU = torch.device("cpu")
 _BATCH = 4
+_PAIRS = 10  # of image and text at once: twenty take more than 24 GiB
 _BOXES = 10
 _MEAN, _STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -48,6 +49,7 @@ def run(contest: Contest, sam: str, threads: int) -> dict[str, Any]:
     texts = defaultdict(int)
     for annotation in document["annotations"]:
         texts[annotation["image_id"]] += 1
+    many = max(1, min(_BATCH, _PAIRS // max(texts.values())))
     stages: dict[str, float] = defaultdict(float)
     boxes = 0
 
@@ -59,8 +61,8 @@ def run(contest: Contest, sam: str, threads: int) -> dict[str, Any]:
 
     start = time.perf_counter()
     with torch.inference_mode():
-        for first in range(0, len(document["images"]), _BATCH):
-            listed = document["images"][first : first + _BATCH]
+        for first in range(0, len(document["images"]), many):
+            listed = document["images"][first : first + many]
             with stage("read"):
                 paths = [Path(contest.data) / SPLIT / each["file_name"] for each in listed]
                 images = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
