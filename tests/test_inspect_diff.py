@@ -129,8 +129,8 @@ def test_what_differs_is_never_shown_as_all(tmp_path):
     codes[0, 0] = (codes[0, 0] + 1) % 16384
     a = make_dataset(tmp_path / "a", [[sample]], layout=layout)
     b = make_dataset(tmp_path / "b", [[replace(sample, codes=codes)]], layout=layout)
-    assert "codes of 1 samples: 99.99 % of 40000 cells agree; 1 samples changed" in run(a, b, rc=1).stdout
-    assert "codes of 1 samples: 100.00 % of 40000 cells agree; 0 samples changed" in run(a, a, rc=0).stdout
+    assert "codes of 1 sample: 99.99 % of 40000 cells agree; 1 sample changed" in run(a, b, rc=1).stdout
+    assert "codes of 1 sample: 100.00 % of 40000 cells agree; 0 samples changed" in run(a, a, rc=0).stdout
 
 
 def test_features_are_compared(tmp_path):
@@ -142,7 +142,7 @@ def test_features_are_compared(tmp_path):
     largest = float(np.abs(features.astype(np.float32) - before[1].features).max())
     found = told(a, b)["features"]
     assert found == {"obstacle": "", "compared": 3, "other_shape": 0, "changed": 1, "largest": largest}
-    assert f"features of 3 samples: 1 samples changed, by {largest:g} at most" in run(a, b, rc=1).stdout
+    assert f"features of 3 samples: 1 sample changed, by {largest:g} at most" in run(a, b, rc=1).stdout
     assert run(a, a, rc=0).stdout.endswith("no difference\n")
     bare = make_dataset(tmp_path / "bare", [samples(3)])
     assert "features aren't compared: B has no features" in run(a, bare, rc=1).stdout
@@ -264,7 +264,7 @@ def test_labels_of_another_number_of_texts(tmp_path):
     a, b = make_dataset(tmp_path / "a", [samples]), make_dataset(tmp_path / "b", [[more, samples[1]]])
     labels = told(a, b)["labels"]
     assert (labels["compared"], labels["other_shape"]) == (1, 1)
-    assert "1 samples, not compared" in run(a, b, rc=1).stdout
+    assert "1 sample, not compared" in run(a, b, rc=1).stdout
 
 
 def test_nothing_in_common(tmp_path):

@@ -130,7 +130,7 @@ def test_a_damaged_list(dataset, old, new):
 def test_unfinished_build(unfinished):
     found = told("ls", unfinished)
     assert (found["finished"], found["unbuilt_units"], found["samples"], found["rejected"]) == (False, 1, 3, 1)
-    assert "1 units aren't built yet" in run("ls", unfinished).stdout
+    assert "1 unit not built yet" in run("ls", unfinished).stdout
     info = told("info", unfinished)
     assert info["state"] == "unfinished"
     counts = {"units": 3, "units_done": 2, "planned": 7, "written": 3, "texts": 5, "shards": 2}

@@ -241,7 +241,7 @@ def test_unfinished_builds_lone_tars_and_stores(dataset, tmp_path):
     (dataset / "commits" / "000001.json").unlink()
     partly = told(dataset)
     assert (partly["samples"], partly["unbuilt"]) == (9, 1)
-    assert "1 units not built yet" in run(dataset).stdout
+    assert "1 unit not built yet" in run(dataset).stdout
     tar, sidecar = write_shard([make_sample(n) for n in range(4)])
     (tmp_path / "a.tar").write_bytes(tar)
     scanned = told(tmp_path / "a.tar")

@@ -9,6 +9,7 @@ import typer
 
 from patchmint.cli.inspect.shared import DatasetArgument, progress_bar
 from patchmint.jobs.columns import ColumnsOption
+from patchmint.jobs.printable import many
 
 
 def export_command(
@@ -37,4 +38,4 @@ def export_command(
     layout = opened.manifest.layout if opened.manifest is not None else None
     if layout is not None and not layout.instances and to not in ("yolo", "odvg"):
         typer.echo("the data set stores no masks (labels.instances): boxes alone are written", err=True)
-    typer.echo(f"{count} images written to {out}", err=True)
+    typer.echo(f"{many(count, 'image')} written to {out}", err=True)

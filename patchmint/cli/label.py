@@ -160,7 +160,9 @@ def _describe(annotation: Annotation, config: AnnotatorConfig) -> None:
 
 def _print_explanations(explanations: Sequence[Explanation]) -> None:
     for told in explanations:
-        facts = [f"{told.boxes} boxes" if told.boxes else f"no box: {REASONS[told.reason]}"]
+        facts = [
+            f"{told.boxes} box{'es' if told.boxes != 1 else ''}" if told.boxes else f"no box: {REASONS[told.reason]}"
+        ]
         if told.best != UNKNOWN_SCORE:
             place = " ".join(f"{side:.0f}" for side in told.box)
             facts.append(f"best score {told.best:.2f} at {place}, threshold {told.threshold:g}")

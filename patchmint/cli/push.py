@@ -26,6 +26,7 @@ def push_command(
 
     Files that are there already aren't sent again. The token comes from HF_TOKEN or `hf auth login`.
     """
+    from patchmint.jobs.printable import many
     from patchmint.jobs.push import push  # pyarrow and the Hub's client, not needed for --help
 
     done = push(dataset, target, private=private, licence=licence, replace=replace, dry_run=dry_run)
@@ -33,9 +34,9 @@ def push_command(
         typer.echo(json.dumps(asdict(done), indent=1))
         return
     verb = "would be sent" if dry_run else "sent"
-    typer.echo(f"{done.files} files ({done.bytes / 1e6:.1f} MB) {verb}, {done.present} there already")
+    typer.echo(f"{many(done.files, 'file')} ({done.bytes / 1e6:.1f} MB) {verb}, {done.present} there already")
     if done.deleted:
-        typer.echo(f"{len(done.deleted)} files of an earlier state {'would be ' if dry_run else ''}deleted")
+        typer.echo(f"{many(len(done.deleted), 'file')} of an earlier state {'would be ' if dry_run else ''}deleted")
     if not done.card:
         typer.echo("README.md there was edited, and is kept")
     typer.echo(done.url)

@@ -31,6 +31,7 @@ from patchmint.errors import (
 )
 from patchmint.jobs.dry_run import describe_plan
 from patchmint.jobs.options import with_settings
+from patchmint.jobs.printable import many
 from patchmint.jobs.progress import display, say
 from patchmint.logs import start_logging
 from patchmint.pipeline.driver.build import BuildReport
@@ -156,7 +157,7 @@ def _print(report: BuildReport, config: BuildConfig, url: str, *, as_json: bool)
     typer.echo(
         f"{report.planned} planned = {report.written} written + {report.rejected} rejected"
         + (f" ({reasons})" if reasons else "")
-        + f", in {report.units} units"
+        + f", in {many(report.units, 'unit')}"
     )
     if report.images is not None:
         typer.echo(f"images: {describe_images(report.images)}")
@@ -216,7 +217,7 @@ def profile_lines(profile: Mapping[str, Any]) -> list[str]:
     workers = profile["workers"]
     lines.append(
         f"device side {profile['device_side']:.1%} and wait {profile['wait']:.1%} of {profile['wall']:.1f} s wall "
-        f"({len(workers)} worker{'s' if len(workers) != 1 else ''}, {profile['samples']} samples)"
+        f"({many(len(workers), 'worker')}, {many(profile['samples'], 'sample')})"
     )
     for worker in workers:
         device = (

@@ -23,6 +23,7 @@ from patchmint.errors import ConfigError, PatchmintError
 from patchmint.images.decode import decode_image
 from patchmint.images.reading import read_sample
 from patchmint.jobs.cluster_probe import probe_cluster
+from patchmint.jobs.printable import many
 from patchmint.pipeline.driver.build import UNSYNCED
 from patchmint.pipeline.preflight import CHECKS
 from patchmint.pipeline.sources import open_sources
@@ -234,7 +235,7 @@ def _source(config: BuildConfig) -> Finding:
     seen = samples[:_SAMPLES]
     faults = Counter(sample.fault.reason for sample in seen if sample.fault is not None)
     good = [sample for sample in seen if sample.fault is None]
-    counted = f"{shown}: {'the first ' if len(samples) > _SAMPLES else ''}{len(seen)} samples looked at"
+    counted = f"{shown}: {'the first ' if len(samples) > _SAMPLES else ''}{many(len(seen), 'sample')} looked at"
     if faults:
         reasons = ", ".join(f"{count} {reason}" for reason, count in faults.most_common())
         counted += f", of which {faults.total()} would be rejected ({reasons})"
@@ -252,7 +253,7 @@ def _source(config: BuildConfig) -> Finding:
             problems.append(f"{sample.id}: {read.message}")
         else:
             height, width = read.images[0].image.size
-            texts = f"{len(sample.texts)} text{'s' if len(sample.texts) > 1 else ''}"
+            texts = many(len(sample.texts), "text")
             counted += f"; {sample.id} has {width} x {height} pixels and {texts}"
             break
     else:

@@ -12,7 +12,7 @@ import typer
 
 from patchmint.config.build import BuildConfig
 from patchmint.errors import WeightsMissingError
-from patchmint.jobs.printable import printable
+from patchmint.jobs.printable import many, printable
 from patchmint.jobs.progress import duration, say
 from patchmint.jobs.trial import Trial, spread, try_samples
 from patchmint.pipeline.driver.reject_limit import MIN_REJECTS_TO_STOP
@@ -84,7 +84,7 @@ def _trial(
     chosen = spread(looked, tries)
     if not chosen:
         return None
-    say(f"trying {len(chosen)} samples")
+    say(f"trying {many(len(chosen), 'sample')}")
     return try_samples(chosen, config, read, try_out or Path(tempfile.mkdtemp(prefix="patchmint-try-")))
 
 
@@ -107,11 +107,11 @@ def _lines(found: DryRun, config: BuildConfig) -> list[str]:
     memory = found.memory
     dedupes = any(source.dedupe for source in config.all_sources)
     about = "" if found.listed and found.share == 1 else "about " if found.listed else "more than "
-    of = f" of {found.images} images" if found.images else ""
+    of = f" of {many(found.images, 'image')}" if found.images else ""
     most = f", or {config.output.images_per_shard} images" if config.output.images_per_shard else ""
     lines = [
-        f"{'documents' if of else 'samples  '} {about}{found.samples}{of} with {found.texts} texts, in "
-        f"{_many(found.units, 'unit')} of up to {config.output.samples_per_shard}{most}",
+        f"{'documents' if of else 'samples  '} {about}{found.samples}{of} with {many(found.texts, 'text')}, in "
+        f"{many(found.units, 'unit')} of up to {config.output.samples_per_shard}{most}",
         *(_sampled_lines(found) if about else []),
         *([f"besides   {absent}"] if (absent := describe_absent(found.absent)) else []),
         *(["          dedupe isn't tried; the plan may have fewer"] if dedupes else []),
@@ -136,7 +136,7 @@ def _lines(found: DryRun, config: BuildConfig) -> list[str]:
         f"output    about {size(found.output_bytes)}, of it {size(found.image_bytes)} image files, in "
         f"{config.output.uri}",
         f"memory    a worker about {size(memory.worker)}: {_parts(memory)}",
-        f"          the driver {size(memory.driver)}; with {_many(memory.workers, 'worker')} {size(memory.total)} "
+        f"          the driver {size(memory.driver)}; with {many(memory.workers, 'worker')} {size(memory.total)} "
         "in all",
     ]
     if memory.on_gpu:
@@ -166,7 +166,7 @@ def _time_lines(trial: Trial | None, found: DryRun, missing: list[str], tries: i
     least, mean, most = _build_seconds(trial, found)
     lines = [
         f"time      about {duration(mean)} ({duration(least)} to {duration(most)}) with "
-        f"{_many(found.memory.workers, 'worker')}, of it {duration(trial.start_seconds)} to start",
+        f"{many(found.memory.workers, 'worker')}, of it {duration(trial.start_seconds)} to start",
         f"          {trial.seconds:.2f} s a sample ({trial.least:.2f} to {trial.most:.2f}): {trial.samples} tried one "
         f"by one, on {trial.device} with {trial.threads} threads",
     ]
@@ -192,10 +192,6 @@ def _parts(memory: Memory) -> str:
 def _brief(message: str) -> str:
     line = printable(message)
     return line if len(line) <= _MESSAGE else line[:_MESSAGE] + "..."
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'s' if count != 1 else ''}"
 
 
 def _counted(reasons: Mapping[str, int]) -> str:

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from patchmint.jobs.printable import printable
+from patchmint.jobs.printable import many, printable
 from patchmint.logs import in_json, json_line
 from patchmint.pipeline.driver.contracts import Progress, Reporter
 from patchmint.pipeline.orders import UnitResult
@@ -42,7 +42,11 @@ class Display(Reporter):
         """The plan stands."""
         already = f", {done} of them done already" if done else ""
         numbers: dict[str, Any] = {"plan": plan.digest, "samples": plan.total, "units": units, "units_done": done}
-        self.say(f"plan {plan.digest[:12]}: {plan.total} samples in {units} units{already}", "planned", **numbers)
+        self.say(
+            f"plan {plan.digest[:12]}: {many(plan.total, 'sample')} in {many(units, 'unit')}{already}",
+            "planned",
+            **numbers,
+        )
 
     def warn(self, line: str) -> None:
         """Something that people should know."""

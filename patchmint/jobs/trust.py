@@ -16,6 +16,7 @@ from patchmint.datasets.dataset import Dataset, open_dataset
 from patchmint.errors import InputError
 from patchmint.jobs.columns import ColumnsOption
 from patchmint.jobs.extend import settings_of
+from patchmint.jobs.printable import many
 from patchmint.jobs.progress import say
 from patchmint.judging.calibrate import Calibration
 from patchmint.judging.trust import Asks, Trust, TrustModel
@@ -93,7 +94,7 @@ def write_trust(
     if storage.exists(MANIFEST_PATH):
         raise _taken(storage, name)
     trust = Trust(dataset, passes_of(dataset, device) if full else None, model)
-    say(f"looking through {dataset.samples:,} samples")
+    say(f"looking through {many(dataset.samples, 'sample')}")
     trust.count()
     if model is None:
         trust.learn()

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from patchmint.cli.inspect.shared import CodesOption, JsonOption, console_for_data, print_json, progress_bar
-from patchmint.jobs.printable import printable
+from patchmint.jobs.printable import many, printable
 
 if TYPE_CHECKING:
     from patchmint.inspection.diff.compare import Difference, Some
@@ -140,11 +140,11 @@ def _label_lines(difference: Difference) -> list[str]:
     if labels.obstacle:
         lines.append(f"labels aren't compared: {labels.obstacle}")
     if labels.other_shape:
-        lines.append(f"labels of another shape: {labels.other_shape} samples, not compared")
+        lines.append(f"labels of another shape: {many(labels.other_shape, 'sample')}, not compared")
     if labels.compared:
-        flips = f"0 -> 1: {labels.on}, 1 -> 0: {labels.off}, in {labels.changed} samples"
+        flips = f"0 -> 1: {labels.on}, 1 -> 0: {labels.off}, in {many(labels.changed, 'sample')}"
         agree = f"{_percent(labels.agreement)} of {labels.patches} patches agree, IoU {_percent(labels.iou)}"
-        lines.append(f"labels of {labels.compared} samples: {agree}; {flips}")
+        lines.append(f"labels of {many(labels.compared, 'sample')}: {agree}; {flips}")
     return lines
 
 
@@ -152,11 +152,11 @@ def _code_lines(difference: Difference) -> list[str]:
     codes = difference.codes
     lines = [f"codes aren't compared: {codes.obstacle}"] if codes.obstacle else []
     if codes.other_shape:
-        lines.append(f"codes of another shape: {codes.other_shape} samples, not compared")
+        lines.append(f"codes of another shape: {many(codes.other_shape, 'sample')}, not compared")
     if codes.compared:
         lines.append(
-            f"codes of {codes.compared} samples: {_percent(codes.agreement)} of {codes.cells} cells agree; "
-            f"{codes.changed} samples changed"
+            f"codes of {many(codes.compared, 'sample')}: {_percent(codes.agreement)} of {codes.cells} cells agree; "
+            f"{many(codes.changed, 'sample')} changed"
         )
     return lines
 
@@ -165,10 +165,12 @@ def _feature_lines(difference: Difference) -> list[str]:
     features = difference.features
     lines = [f"features aren't compared: {features.obstacle}"] if features.obstacle else []
     if features.other_shape:
-        lines.append(f"features of another shape: {features.other_shape} samples, not compared")
+        lines.append(f"features of another shape: {many(features.other_shape, 'sample')}, not compared")
     if features.compared:
         most = f", by {features.largest:g} at most" if features.changed else ""
-        lines.append(f"features of {features.compared} samples: {features.changed} samples changed{most}")
+        lines.append(
+            f"features of {many(features.compared, 'sample')}: {many(features.changed, 'sample')} changed{most}"
+        )
     return lines
 
 

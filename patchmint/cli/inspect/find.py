@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, console_for_data, print_json, progress_bar
 from patchmint.errors import InputError
 from patchmint.jobs.columns import ColumnsOption
-from patchmint.jobs.printable import printable
+from patchmint.jobs.printable import many, printable
 from patchmint.samples import NO_NUMBER
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _find_samples(dataset: Dataset, search: Search, limit: int, *, keys: bool, a
     else:
         if total:
             _print_samples(read_found(dataset, indices), search.texts, documents=dataset.has_documents)
-        _sum_up(total, len(indices), f"of {dataset.samples} samples")
+        _sum_up(total, len(indices), f"of {many(dataset.samples, 'sample')}")
     if leaves_out_wrong(dataset, search) and (wrong := count_wrong(dataset)):
         typer.echo(f"{wrong} samples are marked wrong and left out; --where wrong finds them", err=True)
     return total

@@ -21,7 +21,7 @@ from patchmint.cli.inspect.shared import (
     progress_bar,
 )
 from patchmint.jobs.columns import ColumnsOption
-from patchmint.jobs.printable import printable
+from patchmint.jobs.printable import many, printable
 
 if TYPE_CHECKING:
     from patchmint.datasets.dataset import Dataset
@@ -108,8 +108,8 @@ def _write(site: Site, out: Path, force: bool, as_json: bool) -> None:
         )
         return
     console = console_for_data()
-    count = f"all {total:,} samples" if shown == total else f"{shown:,} of {total:,} samples, evenly spread"
-    lines = [f"{count}; {written.files:,} files, {written.size / 1e6:.1f} MB", *_remarks(site)]
+    count = f"all {many(total, 'sample')}" if shown == total else f"{shown:,} of {many(total, 'sample')}, evenly spread"
+    lines = [f"{count}; {many(written.files, 'file')}, {written.size / 1e6:.1f} MB", *_remarks(site)]
     lines.append(f"open {written.folder / 'index.html'} in a browser")
     for line in lines:
         console.print(escape(printable(line)), highlight=False, soft_wrap=True)

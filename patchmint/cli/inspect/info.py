@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, console_for_data, print_json
 from patchmint.jobs.columns import ColumnsOption
-from patchmint.jobs.printable import printable
+from patchmint.jobs.printable import many, printable
 from patchmint.samples import describe_absent
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _lines(summary: Summary) -> Iterator[tuple[str, str]]:
     if (images := totals.get("images")) is not None:
         yield "images", _images(images)
     yield "texts", _texts(totals)
-    yield "size", f"{totals['shards']} shards, {_size(totals['bytes'])} ({totals['bytes']} bytes)"
+    yield "size", f"{many(totals['shards'], 'shard')}, {_size(totals['bytes'])} ({totals['bytes']} bytes)"
     known = summary.held or {name: summary.layout.get(name) for name in ("grid", "tokens", "features")}
     for section in _SECTIONS if summary.layout else ():
         if section in known:
@@ -71,7 +71,7 @@ def _lines(summary: Summary) -> Iterator[tuple[str, str]]:
             yield section, ", ".join(map(_flat, told)) if section == "grids" else _flat(told)
     for column in summary.columns:
         read = "" if column["read"] else "; not read here"
-        size = f"{column['samples']} samples, {_size(column['bytes'])}"
+        size = f"{many(column['samples'], 'sample')}, {_size(column['bytes'])}"
         yield "column", f"{column['name']}: {', '.join(column['holds'])}, {size}{read}"
     if summary.versions:
         yield "versions", ", ".join(f"{name} {version}" for name, version in summary.versions.items())

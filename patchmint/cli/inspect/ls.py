@@ -12,7 +12,7 @@ import typer
 
 from patchmint.cli.inspect.shared import DatasetArgument, JsonOption, print_json
 from patchmint.jobs.columns import ColumnsOption
-from patchmint.jobs.printable import printable
+from patchmint.jobs.printable import many, printable
 
 if TYPE_CHECKING:
     from patchmint.datasets.dataset import Dataset, Shard
@@ -56,11 +56,11 @@ def _shard_lines(dataset: Dataset) -> Iterator[str]:
     for shard in dataset.shards:
         kept = "" if shard.label_share is None else f"{shard.label_share:6.1%}"
         yield f"{_name(shard):<20} {shard.samples:>10} {shard.rejected:>9} {shard.size:>15} {kept}".rstrip()
-    total = f"{sum(bool(shard.samples) for shard in dataset.shards)} shards"
+    total = many(sum(bool(shard.samples) for shard in dataset.shards), "shard")
     rejected, size = _sums(dataset)
     yield f"{total:<20} {dataset.samples:>10} {rejected:>9} {size:>15}"
     if dataset.unbuilt:
-        yield f"{dataset.unbuilt} units aren't built yet"
+        yield f"{many(dataset.unbuilt, 'unit')} not built yet"
     elif not dataset.finished:
         yield "all units are built; the same build command again writes dataset.json"
 
@@ -115,7 +115,7 @@ def _sample_lines(samples: list[ListedSample]) -> Iterator[str]:
     yield f"{'key':<{wide}} {'offset':>13} {'bytes':>12}  members"
     for key, sample in zip(keys, samples, strict=True):
         yield f"{key:<{wide}} {sample.offset:>13} {sample.size:>12}  {printable(' '.join(sample.members))}"
-    total = f"{len(samples)} samples"
+    total = many(len(samples), "sample")
     yield f"{total:<{wide}} {'':>13} {sum(sample.size for sample in samples):>12}"
 
 

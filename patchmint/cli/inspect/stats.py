@@ -24,7 +24,7 @@ from patchmint.cli.inspect.shared import (
     write_output,
 )
 from patchmint.jobs.columns import ColumnsOption
-from patchmint.jobs.printable import printable
+from patchmint.jobs.printable import many, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,12 +91,12 @@ def stats_command(
 def _print(console: Console, stats: Stats) -> None:
     rejected = sum(entry.count for entry in stats.rejects)
     facts = [
-        f"{stats.samples:,} samples in {stats.shards:,} shards",
-        *([f"{stats.images:,} images"] if stats.images_per_sample is not None else []),
-        f"{stats.texts:,} texts",
+        f"{many(stats.samples, 'sample')} in {many(stats.shards, 'shard')}",
+        *([many(stats.images, "image")] if stats.images_per_sample is not None else []),
+        many(stats.texts, "text"),
         f"{rejected:,} rejected",
     ]
-    facts += [f"{stats.unbuilt:,} units not built yet"] if stats.unbuilt else []
+    facts += [f"{many(stats.unbuilt, 'unit')} not built yet"] if stats.unbuilt else []
     formats = ", ".join(f"{count:,} {escape(printable(name))}" for name, count in stats.formats.items())
     facts += [formats] if formats else []
     console.print(f"[bold]{escape(printable(stats.dataset))}[/]: {'; '.join(facts)}", highlight=False)
@@ -168,8 +168,8 @@ def _print_positions(console: Console, positions: Positions) -> None:
     )
     whole = " in the image" if positions.relative else ""
     console.print(
-        f"where labels lie{whole}, from {positions.texts:,} texts of {positions.samples:,} samples (darkest: kept by "
-        f"{highest:.1%} of the texts{bias}):",
+        f"where labels lie{whole}, from {many(positions.texts, 'text')} of {many(positions.samples, 'sample')} "
+        f"(darkest: kept by {highest:.1%} of the texts{bias}):",
         highlight=False,
     )
     for line in heat_map(positions.selector, console.width - 2):
