@@ -29,6 +29,8 @@ from patchmint.errors import BuildError, BusyError, InputError, ShardError
 from patchmint.images.decode import decode_image
 from patchmint.inspection.gallery.remake import offer_decoded, offer_masks
 from patchmint.jobs import extend
+from patchmint.jobs.trust import write_trust
+from patchmint.judging.trust import CHEAP, TrustModel
 from patchmint.shards.manifest import held_settings, read_manifest
 from patchmint.storage import open_storage
 from patchmint.training import SampleDecoder, StageDataset
@@ -208,6 +210,17 @@ def test_labels_and_codes_can_be_made_anew_and_are_chosen(extended, whole, tmp_p
         open_dataset(whole, columns=["labels-codes", "other"])
     with pytest.raises(InputError, match="no finished column 'more'"):
         open_dataset(whole, columns=["more"])
+    # trust is of the labels that it was computed with
+    each = (0.0,) * len(CHEAP)
+    trusting = TrustModel(names=CHEAP, means=each, scales=(1.0,) * len(CHEAP), weights=(*each, 0.0))
+    write_trust(open_dataset(whole), model=trusting)
+    write_trust(open_dataset(whole, columns=[name]), "trust-half", model=trusting)
+    assert open_dataset(whole, columns=["trust"]).has_trust
+    assert open_dataset(whole, columns=[name, "trust-half"]).has_trust
+    with pytest.raises(InputError, match=f"trust is of the labels of the build, not of those of {name}"):
+        open_dataset(whole, columns=[name, "trust"])
+    with pytest.raises(InputError, match=f"trust-half is of the labels of {name}, not of those of the build"):
+        open_dataset(whole, columns=["trust-half"])
 
 
 def test_two_that_add_the_same_are_never_chosen_between_in_silence(extended):

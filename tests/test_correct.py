@@ -30,6 +30,7 @@ from patchmint.inspection.export.back import edits_of, read_back
 from patchmint.inspection.export.formats import brush_rle
 from patchmint.inspection.export.run import export
 from patchmint.inspection.find.search import Search, find_samples
+from patchmint.jobs.trust import write_trust
 from patchmint.shards.codec import encode_array
 from patchmint.shards.commit import Attempt
 from patchmint.shards.schema import FoundDocument, MaskDocument
@@ -194,6 +195,35 @@ def test_fifty_masks_are_corrected_without_a_model_and_everything_else_stays(bas
     assert not any(columns(base, "corrected")[0])
     assert "nothing to do" in patchmint("correct", base, edits, "--undo").stderr
     assert [path.name for path in sorted((base / "columns").iterdir())] == ["corrections-0001", "corrections-0002"]
+
+
+def test_what_was_corrected_is_trusted_until_that_is_undone(base):
+    write_trust(open_dataset(base))
+
+    def trusts():
+        stored = {sample.key: sample.key_json.trust for sample in samples(base)}
+        told = [
+            row for _, table in iter_tables(open_dataset(base), ["key", "trusts", "trust"]) for row in table.to_pylist()
+        ]
+        assert {row["key"]: row["trusts"] for row in told} == {key: pytest.approx(own) for key, own in stored.items()}
+        assert [row["trust"] for row in told] == pytest.approx([min(own) for own in stored.values()])
+        return stored
+
+    def apply(**edit):
+        dataset = open_dataset(base)
+        write_corrections(dataset, correct(dataset, [("edit", Edit(key=changed.key, **edit))]))
+
+    before = trusts()
+    changed = next(sample for sample in samples(base) if len(sample.images[0].instances) == 3)
+    text = changed.images[0].instances[0].text_index
+    assert max(before[changed.key]) < 1
+    apply(delete=(0,))
+    own = tuple(1.0 if number == text else trust for number, trust in enumerate(before[changed.key]))
+    assert trusts() == before | {changed.key: own}
+    apply(wrong=True)  # says nothing of a text
+    assert trusts() == before | {changed.key: own}
+    apply(undo=True)
+    assert trusts() == before
 
 
 def columns(folder, *names):

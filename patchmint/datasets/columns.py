@@ -51,12 +51,39 @@ def with_columns(dataset: Dataset, chosen: Sequence[str] | None, *, check_files:
                 f"the column {strangers[0]} is of another data set, or of another state of this one; delete its folder "
                 "and make it again, or choose other columns (--columns, or columns=)"
             )
+        try:
+            _check_trust(dataset.uri, told, {name: own[name] for name in taken if name not in sparse})
+        except (LookupError, TypeError) as error:
+            raise ShardError(f"{MANIFEST_PATH} of a column of trust isn't of its form: {error!r}") from error
     columns = []
     for name in taken:
         opened = open_folder(uri_of(dataset.storage, f"{COLUMNS}/{name}"), check_files=check_files)
         columns.append(Column(name, opened, entries[name][1], name in sparse))
     joined = replace(dataset, columns=tuple(columns))
     return replace(joined, shards=tuple(_lacking(joined, shard) for shard in dataset.shards))
+
+
+def _check_trust(uri: str, told: Mapping[str, Mapping[str, Any]], taken: Mapping[str, frozenset[str]]) -> None:
+    """Trust is of certain labels: those of the columns that it was computed with.
+
+    Args:
+        uri: of the data set.
+        told: dataset.json of its columns.
+        taken: what the chosen columns hold that aren't sparse.
+
+    Raises:
+        InputError: other labels were chosen.
+    """
+    labels = [name for name, own in taken.items() if "labels" in own]
+    for name in (name for name, own in taken.items() if "trust" in own):
+        read = [each for each in told[name]["config"]["columns"] if each in told]
+        whole = [each for each in read if not told[each]["column"].get("sparse")]
+        if (of := [each for each in whole if "labels" in held(told[each]["layout"])]) != labels:
+            raise InputError(
+                f"the column {name} is of the labels of {' '.join(of) or 'the build'}, not of those of "
+                f"{' '.join(labels) or 'the build'}; choose other columns (--columns, or columns=), or compute trust "
+                f"for these: patchmint trust {uri} --name NAME{''.join(f' --columns {each}' for each in labels)}"
+            )
 
 
 def finished_columns(storage: Storage, names: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:

@@ -214,7 +214,8 @@ def read_edits_of(dataset: Dataset, index: int) -> tuple[bool, tuple[Edit, ...]]
 def with_instances(dataset: Dataset, sample: StoredSample, found: Sequence[Sequence[FoundDocument]]) -> StoredSample:
     """A sample with other instances, and with the labels on all grids that a build makes of these.
 
-    `labels.mask_area` and `labels.clip_to_box` judge what models find; what people draw stays as it is.
+    `labels.mask_area` and `labels.clip_to_box` judge what models find; what people draw stays as it is. Where there is
+    trust, that of a text with other instances is 1: somebody has looked at them.
 
     Args:
         dataset: whose; it has instances.
@@ -235,7 +236,14 @@ def with_instances(dataset: Dataset, sample: StoredSample, found: Sequence[Seque
         for of_image in found
     ]
     members = dict(sample.members)
-    members[DOCUMENT] = sample.key_json.with_phrases(phrases).to_bytes()
+    told = sample.key_json.with_phrases(phrases)
+    if told.trust:
+        of_texts = [(image, text, found[image.number]) for image in sample.images for text in image.texts]
+        told = told.with_trust(
+            trust if _of_text(image.instances or (), text) == _of_text(drawn, text) else 1.0
+            for trust, (image, text, drawn) in zip(told.trust, of_texts, strict=True)
+        )
+    members[DOCUMENT] = told.to_bytes()
     for image, own, drawn in zip(sample.images, phrases, found, strict=True):
         masks = [each.mask.rle for each in drawn]
         members[image.ending_of(INSTANCES)] = InstancesDocument.of(own, masks).to_bytes()
@@ -249,6 +257,10 @@ def with_instances(dataset: Dataset, sample: StoredSample, found: Sequence[Seque
             for ending, array in ((SELECTOR, labels.selector), (COVERAGE, labels.coverage)):
                 members[image.ending_of(on_grid(ending, name) if number else ending)] = encode_array(array)
     return replace(sample, members=members)
+
+
+def _of_text(found: Iterable[FoundDocument], text: int) -> list[FoundDocument]:
+    return [each for each in found if each.text_index == text]
 
 
 def write_corrections(dataset: Dataset, changed: Sequence[Corrected]) -> str:
@@ -268,7 +280,7 @@ def write_corrections(dataset: Dataset, changed: Sequence[Corrected]) -> str:
     """
     base = dataset.manifest
     assert base is not None
-    update = {"column": True, "tokens": None, "features": None, "edits": True, "trust": False}
+    update = {"column": True, "tokens": None, "features": None, "edits": True}
     layout = base.layout.model_copy(update=update)
     units = [(shard, list(own)) for shard, own in groupby(changed, lambda each: dataset.place(each.index)[0])]
     told = [[each.sample.key, each.row] for each in changed]

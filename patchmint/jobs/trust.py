@@ -22,7 +22,7 @@ from patchmint.judging.calibrate import Calibration
 from patchmint.judging.trust import Asks, Trust, TrustModel
 from patchmint.shards.endings import DOCUMENT
 from patchmint.shards.manifest import image_limit
-from patchmint.shards.paths import COLUMNS, MANIFEST_PATH, PLAN_PATH
+from patchmint.shards.paths import COLUMNS, MANIFEST_PATH, PLAN_PATH, unit_name
 from patchmint.shards.plan import Unit, load_plan, write_index
 from patchmint.shards.reader import StoredImage, StoredSample
 from patchmint.storage import Storage, open_storage, uri_of
@@ -119,7 +119,7 @@ def write_trust(
     layout = manifest.layout.model_copy(update=update)
 
     def rows_of(unit: int) -> Iterator[Row]:
-        say(f"unit {unit} of {len(units)}")
+        say(f"unit {unit_name(unit)}, of {many(len(units), 'unit')}")
         return _rows(trust, dataset, shards[unit])
 
     models = {role: model for role, model in manifest.models.items() if full and role in ("detector", "segmenter")}
