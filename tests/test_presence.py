@@ -22,6 +22,7 @@ from patchmint.labelers.explain import explain
 from patchmint.labelers.grounded_sam import GroundedSam, build_grounded_sam
 from patchmint.labelers.phrases import ByPhrases
 from patchmint.labelers.presence import Presence
+from patchmint.labelers.tiled import TiledSegmenter
 from patchmint.pipeline.plan import record_models
 from patchmint.samples import SourceText
 from patchmint.shards.schema import ImageDocument, PhraseDocument
@@ -83,6 +84,20 @@ def test_what_only_resembles_its_phrase_is_dropped_and_the_reason_is_told(pictur
     assert (blue.reason, blue.boxes, blue.lost) == ("presence", 0, {"presence": 1})
     strict = settings.model_copy(update={"thresholds": {"Red  Square": 0.95}})
     assert found(segmenter(strict), picture, "red square") == []
+
+
+def test_tiles_are_looked_at_once_more_as_whole_images_are():
+    image = np.full((120, 160, 3), 128, np.uint8)
+    image[70:82, 100:112] = RED
+    texts = [[Text.from_phrases(["red square"]), Text.from_phrases(["blue square"])]]
+    for settings, kept in ((None, [0, 1]), (SETTINGS, [0])):
+        tiled = TiledSegmenter(segmenter(settings), 40)
+        answer = tiled.segment([image], texts)[0]
+        assert answer.text_index.tolist() == kept
+        np.testing.assert_array_equal(answer.boxes[0], [100, 70, 112, 82])
+        assert (answer.unconfirmed > 0) == (settings is not None)
+    (red, blue) = explain(tiled, image, texts[0])
+    assert (red.reason, blue.reason, blue.boxes) == ("found", "presence", 0)
 
 
 def test_a_phrase_is_there_if_one_of_its_boxes_is(picture):
