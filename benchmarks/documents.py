@@ -34,7 +34,6 @@ import numpy as np
 from PIL import Image
 
 from patchmint.samples import Part
-from patchmint.shards.manifest import read_manifest
 from patchmint.shards.reader import iter_samples
 from patchmint.shards.verify import verify
 from patchmint.storage import open_storage
@@ -207,7 +206,7 @@ def compare(source: Path, out: Path, documents: dict[str, Turns]) -> tuple[int, 
     """Hold what is stored, and what is trained on, against the records; how many documents, and what is wrong."""
     tokenizer, samples = gpt2_like(), stored(out)
     first = len(tokenizer)
-    vocabulary = extend_tokenizer(tokenizer, Codebook.of(read_manifest(open_storage(out))))
+    vocabulary = extend_tokenizer(tokenizer, Codebook.of(out))
     builder = SequenceBuilder(tokenizer, vocabulary)
     wrong = Counter(lost=[*documents] != [sample.key_json.id for sample in samples])
 

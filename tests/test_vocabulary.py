@@ -10,8 +10,8 @@ from text_tokenizers import TOKENIZERS, bert_like, gpt2_like, llama_like, small_
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from patchmint.errors import ConfigError, InputError, ShardError
-from patchmint.shards.manifest import ModelEntry, read_manifest
+from patchmint.errors import ConfigError, InputError, ShardError, StorageError
+from patchmint.shards.manifest import ModelEntry, read_manifest, write_manifest
 from patchmint.storage import open_storage
 from patchmint.training.sequences import SequenceBuilder
 from patchmint.training.vocabulary import (
@@ -50,6 +50,12 @@ class TestCodebook:
         tokens = manifest.layout.tokens.model_copy(update={"rule": "dot"})
         chosen = manifest.model_copy(update={"layout": manifest.layout.model_copy(update={"tokens": tokens})})
         assert len({Codebook.of(each).digest for each in (manifest, remapped, chosen)}) == 3
+
+    def test_of_its_folder_or_its_manifest(self, manifest, tmp_path):
+        write_manifest(open_storage(tmp_path), manifest)
+        assert Codebook.of(tmp_path) == Codebook.of(str(tmp_path)) == Codebook.of(manifest)
+        with pytest.raises(StorageError, match=r"nothing/dataset\.json.*check the path"):
+            Codebook.of(tmp_path / "nothing")
 
     def test_digest_is_stable_and_differs_with_every_field(self):
         changes = ({"member": "b"}, {"codebook_sizes": (4, 36)}, {"preprocessing": "crop-64"}, {"fingerprint": "g"})

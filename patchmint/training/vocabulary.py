@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ from tokenizers import AddedToken
 from patchmint.config.annotator import role_of
 from patchmint.errors import ConfigError, InputError, ShardError
 from patchmint.shards.endings import VQGAN, tokenizer_name
-from patchmint.shards.manifest import Manifest
+from patchmint.shards.manifest import Manifest, read_manifest
+from patchmint.storage import open_storage
 
 if TYPE_CHECKING:
     import torch
@@ -64,17 +66,19 @@ class Codebook:
             raise ConfigError(f"codebook sizes must be positive and at least one, not {self.codebook_sizes}")
 
     @classmethod
-    def of(cls, manifest: Manifest, codes: str | None = None) -> Codebook:
+    def of(cls, data: str | os.PathLike[str] | Manifest, codes: str | None = None) -> Codebook:
         """The codebook of a data set's codes.
 
         Args:
-            manifest: the data set's.
+            data: folder or URI of the data set, or its manifest.
             codes: of which of its tokenizers; None: the first.
 
         Raises:
             ConfigError: the data set has no such codes.
-            ShardError: the manifest doesn't say which model made them.
+            ShardError: the manifest doesn't say which model made them, or there is none.
+            StorageError: it can't be read.
         """
+        manifest = data if isinstance(data, Manifest) else read_manifest(open_storage(data))
         named = {each.name: each for each in manifest.layout.all_tokens}
         tokens = manifest.layout.tokens if codes is None else named.get(codes)
         if tokens is None:
