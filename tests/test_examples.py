@@ -10,17 +10,20 @@ import subprocess
 import sys
 import time
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from runpy import run_path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import typer
 import warm
 import yaml
 from ray_cluster import declared_metrics
+from shard_data import make_document
 from training_data import RICH, cut, finished, samples
 from typer.testing import CliRunner
 
@@ -28,6 +31,7 @@ from patchmint.config.build import BuildConfig, RayRunner
 from patchmint.features.plan import check_features
 from patchmint.geometry import grid_preset
 from patchmint.jobs.options import with_settings
+from patchmint.samples import Part, SourceText
 from patchmint.training import StageDataset, grid_tokens
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -101,14 +105,25 @@ def maven(tmp_path, monkeypatch):
     modules = SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     for name in names:
         monkeypatch.delitem(sys.modules, name)
-    pictures = finished(tmp_path / "set", cut(samples(9, layout=RICH, prefix=""), 4, 5), layout=RICH)
-    halves = torch.arange(6) < 3, torch.arange(6) >= 3
-    truth = [SimpleNamespace(apart=lambda thing: halves)] * 9
-    part = SimpleNamespace(dataset=pictures, truth=truth)
-    texts = ["Which picture has a second text? The first picture. None of them. Describe the picture: what? a cat"]
-    texts += modules.stages.ORDINALS
-    made = SimpleNamespace(labelled=part, pictures=[pictures], held_out=part, documents=None, held_out_documents=None)
-    made.texts = lambda: texts
+    things = ("red circle", "blue star", "white cross")
+    scenes = []
+    for number, sample in enumerate(samples(9, layout=RICH, prefix="")):
+        texts = (SourceText(f"{things[number % 3]} . {things[(number + 1) % 3]}"), SourceText(things[number % 3]))
+        source = replace(sample.planned.sample, texts=texts[: 1 + number % 2], conversation=())
+        scenes.append(replace(sample, phrases=(), planned=replace(sample.planned, sample=source)))
+    documents, layout = [], RICH.model_copy(update={"documents": True})
+    for number, count in enumerate((2, 3, 4)):
+        made = make_document(number, count, layout=layout)
+        *shown, _, _, answer = made.planned.sample.parts
+        parts = (*shown, Part(f"Which picture has a {things[0]}?"), replace(answer, text="The second picture."))
+        source = replace(made.planned.sample, parts=parts)
+        documents.append(replace(made, planned=replace(made.planned, sample=source)))
+    pictures = finished(tmp_path / "pictures", cut(scenes, 4, 5), layout=RICH)
+    documents = finished(tmp_path / "documents", [documents], layout=layout)
+    truth = [{thing: torch.arange(6) // 3 == place % 2 for place, thing in enumerate(things)}] * 9
+    part = SimpleNamespace(dataset=pictures, truth=lambda: truth)
+    made = SimpleNamespace(labelled=part, pictures=[pictures], held_out=part)
+    made.documents = made.held_out_documents = documents
     return SimpleNamespace(made=made, **vars(modules))
 
 
@@ -116,28 +131,58 @@ def test_maven_trains_in_stages_and_is_judged(maven, tmp_path, monkeypatch):
     """Each stage asserts by itself that nothing else changes. docs/papers.md has the figures of a whole run."""
     monkeypatch.setattr(maven.run, "RATIOS", (0.25, 1.0))
     monkeypatch.setattr(maven.judge, "PAIRINGS", 1)
-    steps, modes = maven.stages.Steps(2, 2, 2, 2, 6), maven.model.MODES
+    steps, modes = {**dict.fromkeys(maven.run.PLAN["steps"], 2), "everything": 7}, maven.model.MODES
     found = [maven.run.figures_of(maven.made, tmp_path, steps, (0, mode)) for mode in (None, *modes)]
-    figures = maven.run.by_figure(found[0], dict(zip(modes, found[1:], strict=True)))
-    for name in ("colour_f1", "shape_f1", "which"):
+    figures = {**maven.run.by_figure(dict(zip(modes, found[1:], strict=True))), **found[0]}
+    for name in ("colour_f1", "shape_f1", "which", "documents"):
         assert figures[name].keys() == figures["exchanged"][name].keys() == figures["chance"][name].keys() == set(modes)
         assert all(0 <= figures[kind][name][mode] <= 1 for kind in ("exchanged", "chance") for mode in modes)
     assert 0 <= figures["auc_between_things"] <= 1
     assert 0 <= figures["recall_at_keep"] <= 1
     assert figures["keep_selector"]["hybrid"].keys() == figures["keep_random"]["continuous"].keys()
     maven.run.plot(figures, tmp_path / "plot.png")
-    world = maven.run.train(maven.made, tmp_path, steps, 0, "hybrid")
-    checked = maven.stages.only(world, "projector")
-    checked.__enter__()
-    for parameters in (world.projector.parameters(), world.llm.model.norm.parameters()):
-        next(parameters).data.add_(1)
-    with pytest.raises(AssertionError, match=r"\['llm\.model\.norm\.weight'\]"):
-        checked.__exit__(None, None, None)
+    # Each sample's answer is one of its pictures, whichever is right.
+    world, way = maven.run.train(maven.made, tmp_path, steps, 0, "hybrid"), maven.model.Way("hybrid")
+    held_out = maven.judge.HeldOut.read(maven.made.held_out.dataset, maven.made.held_out_documents)
+    for asked, places in ((held_out.pairs, 2), (held_out.documents, 4)):
+        shares = []
+        for place in range(places):
+            monkeypatch.setattr(maven.judge, "sought", lambda _, place=place: ("red circle", place))
+            shares.append(maven.judge.answer(world, asked, way))
+        assert sum(shares) == pytest.approx(1)
+
+
+def test_what_maven_says_is_judged_by_its_words(maven):
+    figures = maven.judge.f1s([("red circle . red star", "red star"), ("blue", "white cross")])
+    assert figures == {"colour_f1": 1 / 2, "shape_f1": pytest.approx(1 / 3)}
+    held_out = maven.judge.HeldOut.read(maven.made.held_out.dataset, maven.made.documents)
+    pictures, moved = held_out.pictures, held_out.exchanged().pictures
+    assert [sample.text for sample in moved] == [sample.text for sample in pictures]
+    assert [sample.images for sample in moved] == [sample.images for sample in (*pictures[1:], pictures[0])]
+    assert len(held_out.documents) == len(held_out.exchanged().documents) == 3
+
+
+def test_what_maven_does_not_train_stays_as_it_is(maven, tmp_path):
+    steps = dict.fromkeys(maven.run.PLAN["steps"], 1)
+    world, way = maven.run.train(maven.made, tmp_path, steps, 0), maven.model.Way("continuous")
+
+    def loss(batch):
+        world.llm.model.norm.weight.data.add_(1)
+        return world.loss(batch, way)
+
+    task = maven.stages.conversations(world, maven.made.pictures, way)
+    for tasks, rate, message in (
+        ([replace(task, loss=loss)], 1e-3, r"\['llm\.model\.norm\.weight'\]"),
+        ([task], 0.0, "learnt nothing"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            maven.stages.fit(world, tmp_path / f"{rate}.pt", ("projector",), tasks, 1, rate)
 
 
 def test_a_stage_that_was_stopped_ends_with_the_same_numbers(maven, tmp_path, monkeypatch):
     monkeypatch.setattr(maven.stages, "CHECKPOINT", 2)
-    begun = maven.run.train(maven.made, tmp_path, maven.stages.Steps(1, 1, 1, 1, 1), 0)
+    begun = maven.run.train(maven.made, tmp_path, dict.fromkeys(maven.run.PLAN["steps"], 1), 0)
+    given = (maven.made.pictures, maven.made.documents)
     ends = []
     for name, stopped in (("whole", False), ("resumed", True)):
         (tmp_path / name).mkdir()
@@ -146,24 +191,28 @@ def test_a_stage_that_was_stopped_ends_with_the_same_numbers(maven, tmp_path, mo
             losses = iter([world.loss] * 3)
             monkeypatch.setattr(world, "loss", lambda *given, left=losses, **more: next(left)(*given, **more))
             with pytest.raises(StopIteration):
-                maven.stages.stage4(world, maven.made.pictures, None, tmp_path / name, 6, "hybrid")
+                maven.stages.stage4(world, *given, tmp_path / name, 8, "hybrid")
         world = deepcopy(begun)
-        maven.stages.stage4(world, maven.made.pictures, None, tmp_path / name, 6, "hybrid")
+        maven.stages.stage4(world, *given, tmp_path / name, 8, "hybrid")
         ends.append(world.state_dict())
     assert all(torch.equal(one, other) for one, other in zip(ends[0].values(), ends[1].values(), strict=True))
 
 
 def test_the_scenes_of_maven_know_their_truth(maven, tmp_path, monkeypatch):
-    monkeypatch.setattr(maven.data, "_build", lambda *_, **__: None)  # other tests build
-    pictures = maven.data.Pictures(tmp_path, 5, 3)
+    """Whatever a pixel of a thing lies in is one of the patches of its name, which several things may have."""
+    monkeypatch.setattr(maven.data, "build", lambda *_, **__: None)  # other tests build
+    pictures, pool, side = maven.data.Pictures(tmp_path, 22, 3), maven.data.POOL, maven.data.SIDE
     captions = json.loads((tmp_path / "scenes/annotations/captions_train2017.json").read_text())["annotations"]
-    for number, truth in enumerate(pictures.truth):
+    for number, (scene, truth) in enumerate(zip(pictures.scenes(), pictures.truth(), strict=True)):
         everything, one = (caption["caption"] for caption in captions if caption["image_id"] == number)
-        assert everything.split(" . ") == sorted(truth.patches)
-        named, others = truth.apart(one)
-        assert named.any()
-        assert not (named & others).any()
-        assert torch.equal(named | others, torch.stack([*truth.patches.values()]).any(0))
+        names = [f"{thing.colour} {thing.shape}" for thing in scene.objects]
+        assert everything.split(" . ") == list(truth) == sorted(set(names))
+        assert one in truth
+        touched = {name: torch.zeros(pool, pool, dtype=torch.bool) for name in truth}
+        for y, x in zip(*np.nonzero(scene.ids >= 0), strict=True):
+            rows, cols = (slice(at * pool // side, (at * pool + pool - 1) // side + 1) for at in (y, x))
+            touched[names[scene.ids[y, x]]][rows, cols] = True
+        assert all(torch.equal(patches, touched[name].flatten()) for name, patches in truth.items())
 
 
 def test_the_dashboard_shows_what_is_exported():

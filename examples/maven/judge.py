@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from data import Truth
-from model import Maven, Mode
-from stages import DESCRIBE, KEEP, MOST_IMAGES, name_of, question_of, selector_state, sought, talk
+from model import KEEP, Maven, Way
+from stages import MOST_IMAGES, NAME, exchanges, selector_questions, sought, talk
+from torch import Tensor
 from torch.nn import functional
 
 from patchmint.demo.shapes import COLOURS, SHAPES
-from patchmint.training import (
-    StageDataset,
-    StageLoader,
-    StageSample,
-    auc,
-    collate,
-    recall_at_keep,
-)
+from patchmint.training import StageDataset, StageLoader, StageSample, auc, collate, recall_at_keep
 
 BATCH = 25
 PAIRINGS = 4
@@ -36,11 +28,11 @@ class HeldOut:
     documents: Sequence[StageSample]
 
     @classmethod
-    def read(cls, pictures: Path, documents: Path | None) -> HeldOut:
+    def read(cls, pictures: Path, documents: Path) -> HeldOut:
         """Each picture comes in several pairs."""
         include = ("codes", "features")
         pairs = StageDataset(pictures, include=include, text="first", group=2)
-        asked_for = StageDataset(documents, include=include, max_images=MOST_IMAGES) if documents else ()
+        asked_for = StageDataset(documents, include=include, max_images=MOST_IMAGES)
         return cls(
             list(StageDataset(pictures, include=include, text="first")),
             [sample for _ in range(PAIRINGS) for sample in pairs],
@@ -48,122 +40,91 @@ class HeldOut:
         )
 
     def exchanged(self) -> HeldOut:
-        """Each sample with the pictures of the next one: whoever looks at pictures now does as well as chance."""
-        return HeldOut(*(_exchanged(samples) for samples in (self.pictures, self.pairs, self.documents)))
+        """Samples with the pictures of the next of as many: whoever looks at pictures does as well as chance."""
+
+        def moved(samples: Sequence[StageSample]) -> list[StageSample]:
+            counts = dict.fromkeys(len(sample.images) for sample in samples)
+            alike = [[sample for sample in samples if len(sample.images) == count] for count in counts]
+            pairs = (pair for each in alike for pair in zip(each, each[1:] + each[:1], strict=True))
+            return [replace(sample, images=other.images) for sample, other in pairs]
+
+        return HeldOut(moved(self.pictures), moved(self.pairs), moved(self.documents))
 
 
-def _exchanged(samples: Sequence[StageSample]) -> list[StageSample]:
-    by_images: dict[int, list[StageSample]] = {}
-    for sample in samples:
-        by_images.setdefault(len(sample.images), []).append(sample)
-    return [
-        replace(sample, images=alike[(place + 1) % len(alike)].images)
-        for alike in by_images.values()
-        for place, sample in enumerate(alike)
-    ]
-
-
-@torch.no_grad()
-def judge(
-    world: Maven, held_out: HeldOut, mode: Mode, ratio: float = KEEP, *, by_chance: bool = False
-) -> tuple[dict[str, float], dict[str, float]]:
+def judge(world: Maven, held_out: HeldOut, way: Way) -> tuple[dict[str, float], dict[str, float]]:
     """F1 of the colours and shapes in descriptions, and the share of questions whose right answer is the likeliest.
-
-    Args:
-        world: trained in this mode.
-        held_out: what is asked.
-        mode: what stands for an image.
-        ratio: of patches that are kept.
-        by_chance: keep patches at random.
 
     Returns:
         The figures; and the same by chance: of what it says and all pictures but the one that is shown, and of guesses.
     """
     world.eval()
-    torch.manual_seed(0)
-    told = []
-    for samples in _batches(held_out.pictures):
-        made = [
-            replace(one, sequences=talk(world, mode, ratio, one, [(DESCRIBE, one.text)], DESCRIBE)) for one in samples
-        ]
-        batch = collate(made, pad_left=True)
-        prompt = batch.sequences["prompt"]
-        said = world.llm.generate(
-            inputs_embeds=world.embeddings(prompt, world.continuous(batch, "prompt", ratio, by_chance=by_chance)),
-            attention_mask=prompt.attention_mask,
-            max_new_tokens=24,
-            do_sample=False,
-        )
-        told += zip(world.tokenizer.batch_decode(said, skip_special_tokens=True), batch.texts, strict=True)
-    figures: dict[str, float] = {}
-    chance: dict[str, float] = {}
-    if told:
-        said, right = zip(*told, strict=True)
-        figures = _f1s(told)
-        chance = _f1s((one, other) for n, one in enumerate(said) for m, other in enumerate(right) if n != m)
+    said = describe(world, held_out.pictures, way)
+    right = [sample.text for sample in held_out.pictures]
+    figures = f1s(zip(said, right, strict=True))
+    chance = f1s((one, other) for n, one in enumerate(said) for m, other in enumerate(right) if n != m)
     for name, samples in (("which", held_out.pairs), ("documents", held_out.documents)):
         if samples:
-            found = _found(world, samples, mode, ratio, by_chance=by_chance)
-            right = [sought(sample)[1] for sample in samples]
-            figures[name] = sum(map(operator.eq, found, right)) / len(samples)
+            figures[name] = answer(world, samples, way)
             chance[name] = sum(1 / len(one.images) for one in samples) / len(samples)
     return figures, chance
 
 
-def _found(world: Maven, samples: Sequence[StageSample], mode: Mode, ratio: float, *, by_chance: bool) -> list[int]:
-    """In which picture of each sample the thing that is sought is the likeliest answer to "name something"."""
-    best: list[int] = []
-    for each in _batches(samples):
-        most = max(len(sample.images) for sample in each)
-        scores = torch.full((len(each), most), -torch.inf)
-        for place in range(most):
-            rows = [n for n, one in enumerate(each) if place < len(one.images)]
-            made = []
-            for one in (each[n] for n in rows):
-                thing, _ = sought(one)
-                told = [(name_of(place), thing)]
-                made.append(replace(one, sequences=talk(world, mode, ratio, one, told, question_of(thing), most)))
-            batch = collate(made)
-            talked = batch.sequences["talk"]
-            embeddings = world.embeddings(talked, world.continuous(batch, "talk", ratio, by_chance=by_chance))
+@torch.no_grad()
+def describe(world: Maven, pictures: Sequence[StageSample], way: Way) -> list[str]:
+    """What it says of each picture."""
+    said = []
+    for start in range(0, len(pictures), BATCH):
+        made = [talk(world, way, one, exchanges(one)) for one in pictures[start : start + BATCH]]
+        batch = collate(made, pad_left=True)
+        said += world.llm.generate(
+            inputs_embeds=world.embeddings(batch, "prompt", way),
+            attention_mask=batch.sequences["prompt"].attention_mask,
+            max_new_tokens=24,
+            do_sample=False,
+        )
+    return world.tokenizer.batch_decode(said, skip_special_tokens=True)
+
+
+@torch.no_grad()
+def answer(world: Maven, samples: Sequence[StageSample], way: Way) -> float:
+    """How often the right picture is that of which what is sought is the likeliest answer to "name something"."""
+    torch.manual_seed(0)  # patches are kept by chance
+    right = 0
+    for start in range(0, len(samples), BATCH):
+        each = samples[start : start + BATCH]
+        scores = torch.full((len(each), MOST_IMAGES), -torch.inf)
+        for place in range(max(len(sample.images) for sample in each)):
+            rows = [n for n, sample in enumerate(each) if place < len(sample.images)]
+            batch = collate([talk(world, way, each[n], [(NAME[place], sought(each[n])[0])]) for n in rows])
+            talked, embeddings = batch.sequences["talk"], world.embeddings(batch, "talk", way)
             logits = world.llm(inputs_embeds=embeddings, attention_mask=talked.attention_mask).logits[:, :-1]
             losses = functional.cross_entropy(logits.transpose(1, 2), talked.labels[:, 1:], reduction="none")
             scores[rows, place] = -losses.sum(1)
-        best += scores.argmax(1).tolist()
-    return best
+        right += sum(best == sought(sample)[1] for best, sample in zip(scores.argmax(1).tolist(), each, strict=True))
+    return right / len(samples)
 
 
-def _batches(samples: Sequence[StageSample]) -> Iterator[Sequence[StageSample]]:
-    for start in range(0, len(samples), BATCH):
-        yield samples[start : start + BATCH]
-
-
-def _f1s(told: Iterable[tuple[str, str]]) -> dict[str, float]:
+def f1s(told: Iterable[tuple[str, str]]) -> dict[str, float]:
     """Means over pictures of the F1 of what is said against what is right, as sets of words."""
-    told = list(told)
-    figures = {}
-    for name, kinds in (("colour_f1", tuple(COLOURS)), ("shape_f1", SHAPES)):
-        pairs = [[{word for word in text.split() if word in kinds} for text in texts] for texts in told]
+    told, figures = list(told), {}
+    for name, kinds in (("colour_f1", COLOURS.keys()), ("shape_f1", set(SHAPES))):
+        pairs = [[kinds & set(text.split()) for text in texts] for texts in told]
         figures[name] = sum(2 * len(one & two) / max(len(one) + len(two), 1) for one, two in pairs) / len(pairs)
     return figures
 
 
 @torch.no_grad()
-def judge_selector(world: Maven, pictures: Path, truth: Sequence[Truth]) -> dict[str, float]:
+def judge_selector(world: Maven, pictures: Path, truth: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     """Between the patches of a thing and those of other things: AUC; and how many of the thing's are kept."""
     areas, recalls = [], []
-    include = ("labels", "codes", "features")
-    dataset = StageDataset(pictures, include=include, sequences=lambda sample: selector_state(world, sample))
-    loader = StageLoader(dataset, BATCH)
+    loader = StageLoader(selector_questions(world, pictures), BATCH)
     while loader.epoch < 2:  # a sample's other text comes in the next epoch
         for batch in loader:
             scores = world.selector(world.patches(batch), world.states(batch))
             for key, text, one, index in zip(batch.keys, batch.texts, scores, batch.text_indices, strict=True):
                 if index:
-                    named, others = truth[int(key)].apart(text)
-                    areas.append(auc(one[None], named[None], (named | others)[None]))
-                    recalls.append(recall_at_keep(one[None], named[None], KEEP))
-    return {
-        "auc_between_things": float(torch.cat(areas).nanmean()),
-        "recall_at_keep": float(torch.cat(recalls).nanmean()),
-    }
+                    things = truth[int(key)]
+                    areas.append(auc(one[None], things[text][None], torch.stack([*things.values()]).any(0)[None]))
+                    recalls.append(recall_at_keep(one[None], things[text][None], KEEP))
+    figures = {"auc_between_things": areas, "recall_at_keep": recalls}
+    return {name: float(torch.cat(values).nanmean()) for name, values in figures.items()}

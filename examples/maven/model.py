@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import deepcopy
-from typing import Literal
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from patchmint.shards.layout import Layout
 from patchmint.training import (
     Codebook,
     ConversationTemplate,
     ImageTokens,
     PatchSelector,
     Projector,
-    SequenceBatch,
     SequenceBuilder,
     StageBatch,
+    StageDataset,
     StageImage,
     extend_tokenizer,
     fill_slots,
@@ -34,9 +34,23 @@ from patchmint.training import (
 WIDTH, LAYERS, HEADS, INNER, SELECTOR = 96, 3, 4, 256, 128
 SPECIAL = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}
 TEMPLATE = ConversationTemplate(human="Q ", after_human=" ", gpt="A ")
+KEEP = 0.25
 Mode = Literal["words", "discrete", "continuous", "hybrid"]
 # What stands for a picture: its text, its codes, kept patches, or both of these.
 MODES: tuple[Mode, ...] = ("discrete", "continuous", "hybrid")
+
+
+class Way(NamedTuple):
+    """How pictures are shown to the language model: the share of patches that is kept, by their scores or by chance."""
+
+    mode: Mode
+    ratio: float = KEEP
+    by_chance: bool = False
+
+    @property
+    def has_patches(self) -> bool:
+        """Whether patches are among what stands for a picture."""
+        return self.mode in ("continuous", "hybrid")
 
 
 def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -58,10 +72,11 @@ class Maven(nn.Module):
             changes; under a selector that doesn't, its state would come to mean something else.
     """
 
-    def __init__(self, texts: Iterable[str], layout: Layout, codebook: Codebook, seed: int) -> None:
+    def __init__(self, texts: Iterable[str], data: Path, seed: int) -> None:
+        """For texts of these words, and for data sets with codes and features as this one's."""
         super().__init__()
         torch.manual_seed(seed)
-        self.layout = layout
+        self.layout = StageDataset(data, include=()).layouts[0]
         self.tokenizer = word_tokenizer([*texts, TEMPLATE.human, TEMPLATE.gpt])
         config = LlamaConfig(
             vocab_size=len(self.tokenizer),
@@ -75,9 +90,9 @@ class Maven(nn.Module):
             pad_token_id=self.tokenizer.pad_token_id,
         )
         self.llm = LlamaForCausalLM(config)
-        self.vocabulary = extend_tokenizer(self.tokenizer, codebook)
+        self.vocabulary = extend_tokenizer(self.tokenizer, Codebook.of(data))
         self.builder = SequenceBuilder(self.tokenizer, self.vocabulary, template=TEMPLATE)
-        channels = layout.features.channels
+        channels = self.layout.features.channels
         self.selector = PatchSelector(channels, WIDTH, hidden=SELECTOR)
         self.projector = Projector(channels, WIDTH)
         self.reader: nn.Module | None = None
@@ -90,10 +105,10 @@ class Maven(nn.Module):
         resize_embeddings(self.llm, self.vocabulary)
         self.reader = deepcopy(self.llm).requires_grad_(requires_grad=False)
 
-    def image(self, image: StageImage, mode: Mode, ratio: float) -> ImageTokens:
+    def image(self, image: StageImage, way: Way) -> ImageTokens:
         """What stands for an image in a sequence."""
-        codes = None if mode == "continuous" else image.codes
-        return ImageTokens(codes, 0 if mode == "discrete" else kept_count(image.feature_mask.sum(), ratio))
+        codes = None if way.mode == "continuous" else image.codes
+        return ImageTokens(codes, kept_count(image.feature_mask.sum(), way.ratio) if way.has_patches else 0)
 
     def patches(self, batch: StageBatch) -> Tensor:
         """Features of the images' patches (N, patches, channels)."""
@@ -102,32 +117,29 @@ class Maven(nn.Module):
     @torch.no_grad()
     def states(self, batch: StageBatch) -> Tensor:
         """Each image's global state (N, WIDTH), from sequences `state0`, `state1`, ... for those of a sample."""
-        found = torch.stack([self._state(each) for name, each in batch.sequences.items() if "state" in name], dim=1)
-        return found[torch.arange(found.shape[1]) < batch.image_offsets.diff()[:, None]]
+        found = []
+        for asked in (each for name, each in batch.sequences.items() if "state" in name):
+            read = self.reader.model(asked.input_ids, attention_mask=asked.attention_mask).last_hidden_state
+            found.append(read[torch.arange(len(read)), asked.state_positions])
+        return torch.stack(found, dim=1)[torch.arange(len(found)) < batch.image_offsets.diff()[:, None]]
 
-    def _state(self, sequences: SequenceBatch) -> Tensor:
-        read = self.reader.model(sequences.input_ids, attention_mask=sequences.attention_mask).last_hidden_state
-        return read[torch.arange(len(read)), sequences.state_positions]
-
-    def tokens(self, batch: StageBatch, ratio: float, *, by_chance: bool) -> Tensor:
+    def tokens(self, batch: StageBatch, way: Way) -> Tensor:
         """Continuous tokens of images (N, K, WIDTH): the patches that the selector keeps, or that chance does."""
         patches = self.patches(batch)
         with torch.no_grad():
-            scores = torch.rand(patches.shape[:2]) if by_chance else self.selector(patches, self.states(batch))
-        return self.projector(gather_kept(patches, keep_patches(scores, ratio, batch.feature_mask.flatten(1))).patches)
+            scores = torch.rand(patches.shape[:2]) if way.by_chance else self.selector(patches, self.states(batch))
+        kept = keep_patches(scores, way.ratio, batch.feature_mask.flatten(1))
+        return self.projector(gather_kept(patches, kept).patches)
 
-    def continuous(self, batch: StageBatch, name: str, ratio: float, *, by_chance: bool = False) -> Tensor | None:
-        """As `tokens`; None where none of the sequences of this name has slots."""
-        starts, ends = batch.sequences[name].image_positions[:, 3:].unbind(1)
-        return self.tokens(batch, ratio, by_chance=by_chance) if (starts < ends).any() else None
-
-    def embeddings(self, sequences: SequenceBatch, continuous: Tensor | None) -> Tensor:
-        """Embeddings of sequences, with continuous tokens in their slots."""
+    def embeddings(self, batch: StageBatch, name: str, way: Way) -> Tensor:
+        """Embeddings of the sequences of a name, with continuous tokens in their slots."""
+        sequences = batch.sequences[name]
         embeddings = self.llm.get_input_embeddings()(sequences.input_ids)
-        return embeddings if continuous is None else fill_slots(embeddings, sequences.image_positions, continuous)
+        if not way.has_patches:
+            return embeddings
+        return fill_slots(embeddings, sequences.image_positions, self.tokens(batch, way))
 
-    def loss(self, batch: StageBatch, ratio: float) -> Tensor:
+    def loss(self, batch: StageBatch, way: Way) -> Tensor:
         """Cross entropy of the answers."""
-        talk = batch.sequences["talk"]
-        embeddings = self.embeddings(talk, self.continuous(batch, "talk", ratio))
+        talk, embeddings = batch.sequences["talk"], self.embeddings(batch, "talk", way)
         return self.llm(inputs_embeds=embeddings, attention_mask=talk.attention_mask, labels=talk.labels).loss

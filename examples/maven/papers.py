@@ -22,25 +22,22 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import torch
 from judge import HeldOut, judge
-from model import WIDTH, Maven, Mode
-from run import RATIOS, TINY, Data, Plan, run
-from stages import KEEP, Task, fit, learn_words, lesson
+from matplotlib.figure import Figure
+from model import WIDTH, Maven, Way
+from run import PLAN, RATIOS, TINY, Data, run
+from stages import conversations, fit, learn_words, texts
 from torch import Tensor, nn
 from torch.nn import functional
 
-from patchmint.shards.manifest import read_manifest
-from patchmint.storage import open_storage
-from patchmint.training import Codebook, ImageTokens, Projector, StageBatch, StageDataset, StageImage, collate
+from patchmint.training import ImageTokens, Projector, StageBatch, StageImage, collate
 
-STUDENT = {1: math.nan, 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
+STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 # t at 95 %, by the number of seeds.
 POINTS = 4
 TOKENS = 36
@@ -80,25 +77,24 @@ class Compressed(Maven):
 
     slots = TOKENS
 
-    def image(self, image: StageImage, mode: Mode, ratio: float) -> ImageTokens:
+    def image(self, image: StageImage, way: Way) -> ImageTokens:
         """Slots for all tokens."""
-        del image, mode, ratio
+        del image, way
         return ImageTokens(slots=self.slots)
 
-    def tokens(self, batch: StageBatch, ratio: float, *, by_chance: bool) -> Tensor:
+    def tokens(self, batch: StageBatch, way: Way) -> Tensor:
         """Continuous tokens (N, slots, WIDTH)."""
-        del ratio, by_chance
+        del way
         return self.projector(batch.features.flatten(1, 2).float())
 
 
-def connectors(data: Data, out: Path, steps: int, seed: int, words: int) -> dict[str, dict[str, Any]]:
+def connectors(data: Data, out: Path, words: int, steps: int, seed: int) -> dict[str, dict[str, Any]]:
     """Losses of held-out descriptions as training goes on, and F1 at its end, by connector."""
-    manifest = read_manifest(open_storage(str(data.labelled.dataset)))
-    made = (data.texts(), manifest.layout, Codebook.of(manifest), seed)
+    made, way = (texts(data.documents), data.labelled.dataset, seed), Way("continuous")
     base = Maven(*made)
     learn_words(base, data.pictures, out, words)
-    channels = manifest.layout.features.channels
-    layer = channels // len(manifest.layout.features.layers)
+    channels = base.layout.features.channels
+    layer = channels // len(base.layout.features.layers)
     kinds: dict[str, tuple[Callable[[], nn.Module], str | None]] = {
         "V_L": (partial(Pooled, layer, WIDTH), None),
         "STI": (partial(Projector, layer, WIDTH), "sti"),
@@ -108,27 +104,25 @@ def connectors(data: Data, out: Path, steps: int, seed: int, words: int) -> dict
     }
     found = {}
     for name, (projector, column) in kinds.items():
-        if column:
-            for pictures in (data.labelled, data.held_out):
-                _extend(pictures.dataset, column)
+        columns, both = column and [column], (data.labelled.dataset, data.held_out.dataset)
+        for dataset in both if column else ():
+            _extend(dataset, column)
         world = Compressed(*made)
         world.llm.load_state_dict(base.llm.state_dict())
         world.extend()
         torch.manual_seed(seed)
         world.projector = projector()
-        sequences = partial(lesson, world, "continuous", KEEP, 1, 0)
-        read = partial(StageDataset, include=["codes", "features"], text="first", columns=column and [column])
-        dataset = read(data.labelled.dataset, sequences=sequences)
-        world.slots = dataset.layouts[0].features.tokens if column else TOKENS
-        held_out = HeldOut(list(read(data.held_out.dataset)), (), ())
-        task = Task(dataset, partial(world.loss, ratio=KEEP))
+        learnt, judged = (conversations(world, [dataset], way, columns=columns) for dataset in both)
+        world.slots = learnt.dataset.layouts[0].features.tokens if column else TOKENS
+        held_out = HeldOut(list(judged.dataset), (), ())
         path = out / f"{name.replace(', ', '-')}.pt"
         path.unlink(missing_ok=True)  # losses are wanted on the way, too
         losses = []
         for end in range(steps // POINTS, steps + 1, steps // POINTS):
-            fit(path, world, [task], [*world.llm.parameters(), *world.projector.parameters()], steps, 2e-3, until=end)
-            losses.append(_held_out_loss(world, held_out))
-        found[name] = {"losses": losses, **judge(world, held_out, "continuous")[0]}
+            fit(world, path, ("llm", "projector"), [learnt], steps, 2e-3, until=end)
+            with torch.no_grad():
+                losses.append(float(world.loss(collate(held_out.pictures), way)))
+        found[name] = {"losses": losses, **judge(world, held_out, way)[0]}
     return found
 
 
@@ -140,12 +134,6 @@ def _extend(dataset: Path, connector: str) -> None:
     what = ["--name", connector, "--features.connector", connector, "--features.pool", side, "--models", "demo"]
     command = [sys.executable, "-W", "ignore", "-m", "patchmint", "extend", str(dataset), *what]
     subprocess.run(command, check=True, stdout=sys.stderr)  # noqa: S603 (our own command)
-
-
-@torch.no_grad()
-def _held_out_loss(world: Maven, held_out: HeldOut) -> float:
-    made = [replace(one, sequences=lesson(world, "continuous", KEEP, 1, 0, one)) for one in held_out.pictures]
-    return float(world.loss(collate(made), KEEP))
 
 
 def interval(values: Sequence[float]) -> str:
@@ -172,17 +160,13 @@ def flat(figures: Mapping[str, Any], before: str = "") -> dict[str, float]:
 
 def plot(by_seed: Sequence[Mapping[str, Any]], path: Path) -> None:
     """A line a seed: figures by patches kept, and losses by steps."""
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    figure = Figure(figsize=(11, 4), layout="tight")
+    left, right = figure.subplots(1, 2)
     for number, found in enumerate(by_seed):
-        for colour, (name, style) in zip(("C0", "C1"), (("keep_selector", "-o"), ("keep_random", "--x")), strict=True):
+        for name, style in (("keep_selector", "C0-o"), ("keep_random", "C1--x")):
             for mode, kept in found.get("tokens", {}).get(name, {}).items():
                 label = f"{mode}, {name}" if number == 0 and mode == "hybrid" else None
-                left.plot(
-                    RATIOS, list(kept.values()), style, color=colour, alpha=0.5 + 0.5 * (mode == "hybrid"), label=label
-                )
+                left.plot(RATIOS, list(kept.values()), style, alpha=1 if mode == "hybrid" else 0.5, label=label)
         for colour, (name, values) in enumerate(found.get("connectors", {}).items()):
             label = name if number == 0 else None
             right.plot(range(1, POINTS + 1), values["losses"], color=f"C{colour}", label=label)
@@ -190,37 +174,35 @@ def plot(by_seed: Sequence[Mapping[str, Any]], path: Path) -> None:
     right.set(xlabel=f"training, of {POINTS}", ylabel="loss of held-out descriptions")
     for axes in (left, right):
         axes.legend()
-    figure.tight_layout()
     figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
 def main() -> None:
     """Train with every seed, print means."""
-    parser = argparse.ArgumentParser(description="Papers' claims in small.")
-    parser.add_argument("out", type=Path, help="run.py's folder")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="run.py's folder; data that are missing are built")
     parser.add_argument("--only", choices=("tokens", "connectors"), help="one kind of claims")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200, help="of each connector")
-    parser.add_argument("--threads", type=int, default=2, help="of torch")
-    parser.add_argument("--tiny", action="store_true", help="a few scenes and steps")
+    parser.add_argument("--seeds", type=int, default=3, choices=range(1, 6), help="how many seeds (default: 3)")
+    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of each connector (default: 200)")
+    parser.add_argument("--threads", type=int, default=2, help="torch's threads for connectors (default: 2)")
+    parser.add_argument("--tiny", action="store_true", help="a few scenes and steps: only whether it runs")
     options = parser.parse_args()
+    if options.steps < POINTS or options.steps % POINTS:
+        parser.error(f"--steps must be a multiple of {POINTS}, not {options.steps}: so often losses are taken")
     torch.set_num_threads(options.threads)
-    plan = TINY if options.tiny else Plan()
-    data = Data(options.out, plan.size)
-    seeds = range(options.seeds)
-    by_seed: list[dict[str, Any]] = [{} for _ in seeds]
+    plan, steps = (TINY, 2 * POINTS) if options.tiny else (PLAN, options.steps)
+    data = Data(options.out, plan["size"])
+    by_seed: list[dict[str, Any]] = [{} for _ in range(options.seeds)]
     if options.only != "connectors":
-        for found, figures in zip(by_seed, run(data, options.out, plan.steps, seeds), strict=True):
-            found["tokens"] = figures
+        by_seed = [{"tokens": figures} for figures in run(data, options.out, plan["steps"], range(options.seeds))]
     if options.only != "tokens":
-        for seed, found in zip(seeds, by_seed, strict=True):
-            folder = options.out / f"seed-{seed}"
-            folder.mkdir(parents=True, exist_ok=True)
-            kept = folder / "connectors.json"
-            if not kept.exists():
-                kept.write_text(json.dumps(connectors(data, folder, options.steps, seed, plan.steps.words), indent=1))
-            found["connectors"] = json.loads(kept.read_text())
+        for seed, found in enumerate(by_seed):
+            path = options.out / f"seed-{seed}" / "connectors.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                losses = connectors(data, path.parent, plan["steps"]["words"], steps, seed)
+                path.write_text(json.dumps(losses, indent=1))
+            found["connectors"] = json.loads(path.read_text())
     (options.out / "papers.json").write_text(json.dumps(by_seed, indent=1) + "\n")
     plot(by_seed, options.out / "papers.png")
     rows = [flat(found) for found in by_seed]

@@ -17,136 +17,102 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import torch
-from data import Pictures, Size, documents
-from judge import HeldOut, judge, judge_selector
-from model import MODES, Maven, Mode
-from stages import (
-    DESCRIBE,
-    KEEP,
-    Steps,
-    learn_words,
-    name_of,
-    question_of,
-    stage1,
-    stage2,
-    stage3,
-    stage4,
-)
+from data import Pictures, documents
+from judge import HeldOut, answer, judge, judge_selector
+from matplotlib.figure import Figure
+from model import KEEP, MODES, Maven, Mode, Way
+from stages import learn_words, stage1, stage2, stage3, stage4, texts
 
 from patchmint.demo import DEMO_SEED
-from patchmint.demo.documents import ORDINALS
-from patchmint.demo.shapes import COLOURS, SHAPES
-from patchmint.shards.manifest import read_manifest
-from patchmint.storage import open_storage
-from patchmint.training import Codebook, StageDataset
-from patchmint.types import PHRASE_SEPARATOR
 
 RATIOS = (0.1, KEEP, 0.5, 1.0)
 CORES = 2
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How much of everything."""
-
-    size: Size = field(default_factory=Size)
-    steps: Steps = field(default_factory=Steps)
-
-
-TINY = Plan(Size(24, 12, 12, 6, 3), Steps(3, 3, 3, 3, 3))
+PLAN = {
+    "size": {"labelled": 1200, "more": 1800, "held_out": 250, "documents": 100, "held_out_documents": 150},
+    "steps": {"words": 2400, "selector": 400, "codes": 150, "projector": 200, "everything": 1000},
+}
+# How many scenes and documents there are to learn from (`more` without labels) and to be judged by; and the optimizer's
+# steps in each stage.
+TINY = {
+    "size": {"labelled": 24, "more": 12, "held_out": 12, "documents": 6, "held_out_documents": 3},
+    "steps": dict.fromkeys(PLAN["steps"], 3),
+}
 
 
 class Data:
     """What is learnt from and what is judged by, built once."""
 
-    def __init__(self, out: Path, size: Size) -> None:
-        self.labelled = Pictures(out / "labelled", DEMO_SEED, size.labelled)
-        self.more = Pictures(out / "more", DEMO_SEED + 2, size.more, labels=False)
-        self.held_out = Pictures(out / "held-out", DEMO_SEED + 1, size.held_out)
-        self.documents = documents(out / "documents", DEMO_SEED, size.documents)
-        self.held_out_documents = documents(out / "held-out-documents", DEMO_SEED + 1, size.held_out_documents)
-
-    @property
-    def pictures(self) -> list[Path]:
-        """Data sets to talk about."""
-        return [self.labelled.dataset, self.more.dataset]
-
-    def texts(self) -> list[str]:
-        """Texts with all the words that may be said."""
-        turns = [part.text for sample in StageDataset(self.documents, include=()) for part in sample.parts]
-        things = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
-        return [DESCRIBE, name_of(0), PHRASE_SEPARATOR, ":", *ORDINALS, *map(question_of, things), *turns]
+    def __init__(self, out: Path, size: Mapping[str, int]) -> None:
+        self.labelled = Pictures(out / "labelled", DEMO_SEED, size["labelled"])
+        self.more = Pictures(out / "more", DEMO_SEED + 2, size["more"], labels=False)
+        self.held_out = Pictures(out / "held-out", DEMO_SEED + 1, size["held_out"])
+        self.documents = documents(out / "documents", DEMO_SEED, size["documents"])
+        self.held_out_documents = documents(out / "held-out-documents", DEMO_SEED + 1, size["held_out_documents"])
+        self.pictures = [self.labelled.dataset, self.more.dataset]
 
 
-def train(data: Data, out: Path, steps: Steps, seed: int, mode: Mode | None = None) -> Maven:
+def train(data: Data, out: Path, steps: Mapping[str, int], seed: int, mode: Mode | None = None) -> Maven:
     """Stages 1 to 3, which all modes share; then the last one for a mode. Finished stages are read, not repeated."""
     out = out / f"seed-{seed}"
     out.mkdir(parents=True, exist_ok=True)
-    manifest = read_manifest(open_storage(str(data.labelled.dataset)))
-    world = Maven(data.texts(), manifest.layout, Codebook.of(manifest), seed)
-    learn_words(world, data.pictures, out, steps.words)
+    world = Maven(texts(data.documents), data.labelled.dataset, seed)
+    learn_words(world, data.pictures, out, steps["words"])
     world.extend()
-    stage1(world, data.labelled.dataset, out, steps.selector)
-    stage2(world, data.pictures, out, steps.codes)
-    stage3(world, data.pictures, out, steps.projector)
+    stage1(world, data.labelled.dataset, out, steps["selector"])
+    stage2(world, data.pictures, out, steps["codes"])
+    stage3(world, data.pictures, out, steps["projector"])
     if mode is not None:
-        stage4(world, data.pictures, data.documents, out, steps.everything, mode)
+        stage4(world, data.pictures, data.documents, out, steps["everything"], mode)
     return world
 
 
-def figures_of(data: Data, out: Path, steps: Steps, job: tuple[int, Mode | None]) -> dict[str, Any]:
+def figures_of(data: Data, out: Path, steps: Mapping[str, int], job: tuple[int, Mode | None]) -> dict[str, Any]:
     """Figures of a seed and a mode; without a mode those of what was learnt before stage 4: words, and the selector."""
     seed, mode = job
     world = train(data, out, steps, seed, mode)
     held_out = HeldOut.read(data.held_out.dataset, data.held_out_documents)
     if mode is None:
-        words, _ = judge(world, replace(held_out, documents=()), "words")
-        return {"words": words, **judge_selector(world, data.held_out.dataset, data.held_out.truth)}
-    figures, chance = judge(world, held_out, mode)
-    exchanged, _ = judge(world, held_out.exchanged(), mode)
-    pairs = replace(held_out, pictures=(), documents=())
+        words, _ = judge(world, replace(held_out, documents=()), Way("words"))
+        return {"words": words, **judge_selector(world, data.held_out.dataset, data.held_out.truth())}
+    figures, chance = judge(world, held_out, Way(mode))
+    exchanged, _ = judge(world, held_out.exchanged(), Way(mode))
     kept = {
-        name: {str(ratio): judge(world, pairs, mode, ratio, by_chance=by_chance)[0]["which"] for ratio in RATIOS}
+        name: {str(ratio): answer(world, held_out.pairs, Way(mode, ratio, by_chance)) for ratio in RATIOS}
         for name, by_chance in (("keep_selector", False), ("keep_random", True))
         if mode != "discrete"
     }
     return {**figures, "exchanged": exchanged, "chance": chance, **kept}
 
 
-def run(data: Data, out: Path, steps: Steps, seeds: Sequence[int]) -> list[dict[str, Any]]:
+def run(data: Data, out: Path, steps: Mapping[str, int], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Train and judge, on a core each; figures of each seed by name and mode."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(CORES, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         list(pool.map(partial(train, data, out, steps), seeds))
         jobs = [(seed, mode) for mode in (*reversed(MODES), None) for seed in seeds]  # the longest first
         found = dict(zip(jobs, pool.map(partial(figures_of, data, out, steps), jobs), strict=True))
-    return [by_figure(found[seed, None], {mode: found[seed, mode] for mode in MODES}) for seed in seeds]
+    return [{**by_figure({mode: found[seed, mode] for mode in MODES}), **found[seed, None]} for seed in seeds]
 
 
-def by_figure(before: Mapping[str, Any], judged: Mapping[Mode, Mapping[str, Any]]) -> dict[str, Any]:
-    """Figures by name, then by mode, with those of before stage 4."""
+def by_figure(judged: Mapping[Mode, Mapping[str, Any]]) -> dict[str, Any]:
+    """Figures by name, then by mode."""
     names = dict.fromkeys(name for found in judged.values() for name in found)
     figures = {name: {mode: found[name] for mode, found in judged.items() if name in found} for name in names}
-    for name in ("exchanged", "chance"):
-        figures[name] = {
-            figure: {mode: figures[name][mode][figure] for mode in MODES} for figure in figures[name][MODES[0]]
-        }
-    return {**figures, **before}
+    return {name: by_figure(found) if name in ("exchanged", "chance") else found for name, found in figures.items()}
 
 
 def plot(figures: Mapping[str, Any], path: Path) -> None:
     """Bars by mode, and the figures by the share of patches that is kept."""
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    figure = Figure(figsize=(11, 4), layout="tight")
+    left, right = figure.subplots(1, 2)
     names = ("colour_f1", "shape_f1", "which")
     for place, mode in enumerate(MODES):
         spots = [number + 0.25 * place for number in range(len(names))]
@@ -162,26 +128,24 @@ def plot(figures: Mapping[str, Any], path: Path) -> None:
     for axes in (left, right):
         axes.legend(loc="upper left", ncols=2, fontsize="small")
         axes.set_ylim(0, 1.25)
-    figure.tight_layout()
     figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
 def main() -> None:
     """Build, train, judge."""
-    parser = argparse.ArgumentParser(description="MaVEn's four stages in small, on drawn scenes.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder for data, checkpoints and figures")
     parser.add_argument("--tiny", action="store_true", help="a few scenes and steps: only whether it runs")
-    parser.add_argument("--seed", type=int, default=0, help="of the trainings")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the trainings (default: 0)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
-    plan = TINY if options.tiny else Plan()
+    plan = TINY if options.tiny else PLAN
     started = time.monotonic()
-    data = Data(options.out, plan.size)
+    data = Data(options.out, plan["size"])
     built = time.monotonic()
     print(f"built: {built - started:.0f} s", file=sys.stderr)
-    (figures,) = run(data, options.out, plan.steps, [options.seed])
-    figures |= {"plan": asdict(plan), "seconds": {"build": built - started, "train": time.monotonic() - built}}
+    (figures,) = run(data, options.out, plan["steps"], [options.seed])
+    figures |= {"plan": plan, "seconds": {"build": built - started, "train": time.monotonic() - built}}
     (options.out / f"seed-{options.seed}" / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     plot(figures, options.out / f"seed-{options.seed}" / "figures.png")
     if options.json:
