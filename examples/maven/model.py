@@ -41,7 +41,7 @@ MODES: tuple[Mode, ...] = ("discrete", "continuous", "hybrid")
 
 
 class Way(NamedTuple):
-    """How pictures are shown to the language model: the share of patches that is kept, by their scores or by chance."""
+    """How pictures are shown to the language model; the share of their patches that is kept, by score or by chance."""
 
     mode: Mode
     ratio: float = KEEP

@@ -1,6 +1,6 @@
 """What three papers claim, in small, with several seeds and 95 % intervals.
 
-    python examples/maven/papers.py out/maven                     # after run.py, on its data; 7 CPU minutes a seed
+    python examples/maven/papers.py out/maven                     # after run.py, on its data
     python examples/maven/papers.py out/maven --only connectors --steps 200
 
 - **tokens**: MaVEn (arXiv 2408.12321), table 4: codes, continuous tokens, both; figure 4: patches kept by the selector
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a few scenes and steps: only whether it runs")
     options = parser.parse_args()
     if options.steps < POINTS or options.steps % POINTS:
-        parser.error(f"--steps must be a multiple of {POINTS}, not {options.steps}: so often losses are taken")
+        parser.error(f"--steps must be a multiple of {POINTS}, not {options.steps}: losses are taken at each quarter")
     torch.set_num_threads(options.threads)
     plan, steps = (TINY, 2 * POINTS) if options.tiny else (PLAN, options.steps)
     data = Data(options.out, plan["size"])

@@ -1,11 +1,11 @@
 """MaVEn in small (arXiv 2408.12321), from drawn scenes to a model that answers questions about several pictures.
 
-    python examples/maven/run.py out/maven            # made for 20 minutes on 2 cores; --tiny teaches nothing
-    python examples/maven/run.py out/maven --json     # the figures as JSON; they are in figures.json, too
+    python examples/maven/run.py out/maven            # about 20 minutes on 2 cores; --tiny teaches nothing
+    python examples/maven/run.py out/maven --json     # the figures as JSON; seed-0/figures.json has them, too
 
 It builds shards with the bundled models, lets a small Llama learn words, trains it in MaVEn's four stages with codes,
 with kept patches, and with both, and judges each on scenes that nothing was trained on. A run that was stopped goes on
-where it was. `figures.png` has the plots.
+where it was. `seed-0/figures.png` has the plots.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ from patchmint.demo import DEMO_SEED
 
 RATIOS = (0.1, KEEP, 0.5, 1.0)
 CORES = 2
-
-
 PLAN = {
     "size": {"labelled": 1200, "more": 1800, "held_out": 250, "documents": 100, "held_out_documents": 150},
     "steps": {"words": 2400, "selector": 400, "codes": 150, "projector": 200, "everything": 1000},

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, pairwise, repeat
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from model import WIDTH, Maven, Mode, Way
@@ -122,14 +123,9 @@ def talk(world: Maven, way: Way, sample: StageSample, told: Exchanges) -> StageS
 
 
 def conversations(
-    world: Maven,
-    data: Sequence[Path],
-    way: Way,
-    group: int = 1,
-    most: int = QUESTIONS,
-    columns: Sequence[str] | None = None,
+    world: Maven, data: Sequence[Path], way: Way, group: int = 1, most: int = QUESTIONS, **read: object
 ) -> Task:
-    """Conversations about pictures, each by itself or in groups, or about documents."""
+    """Conversations about pictures, each by itself or in groups, or about documents; `read` is for `StageDataset`."""
     dataset = StageDataset(
         data,
         include={"words": (), "discrete": ("codes",)}.get(way.mode, ("codes", "features")),
@@ -137,7 +133,7 @@ def conversations(
         group=group,
         max_images=MOST_IMAGES,
         sequences=lambda sample: talk(world, way, sample, exchanges(sample)[:most]).sequences,
-        columns=columns,
+        **read,
     )
     return Task(dataset, partial(world.loss, way=way), BATCH // group)
 
@@ -276,8 +272,7 @@ def fit(
             states |= {"loaders": [loader.state_dict() for loader in loaders], "losses": losses}
             torch.save(states, unfinished := path.with_suffix(".partial"))
             unfinished.replace(path)
-            recent, seconds = losses[-CHECKPOINT:], time.process_time() - started
-            mean = sum(recent) / len(recent)
+            mean, seconds = fmean(losses[-CHECKPOINT:]), time.process_time() - started
             print(f"{path.stem}: {len(losses)} of {steps}, loss {mean:.3f}, {seconds:.0f} CPU s", file=sys.stderr)
     changed = {name for name, value in world.state_dict().items() if not torch.equal(value, before[name])}
     assert changed, f"{trained} learnt nothing"
