@@ -14,7 +14,9 @@ from patchmint.config import ModelsConfig, TokensConfig
 from patchmint.errors import ConfigError, WeightsMismatchError, WeightsUnsafeError
 from patchmint.interfaces import Tokens
 from patchmint.tokenizers.build import check_tokens, tokenizer_arch
+from patchmint.tokenizers.emu3.arch import by_transformers_names, infer_emu3
 from patchmint.tokenizers.vqgan.arch import infer_arch
+from patchmint.weights.loading import load_named
 
 (families,) = benchmark_modules("families")
 FAMILIES, TINY = families.FAMILIES, families.TINY
@@ -131,6 +133,11 @@ def test_emu3_has_a_grid_for_each_image(baais, tmp_path):
         assert len(np.unique(grid)) > 12
         assert grid.shape == tokenizer.spec.grid_on(image.shape[:2])
         np.testing.assert_array_equal(tokens.codes[..., 0], grid)
+    state = load_named(str(tmp_path))
+    part = {f"model.vqmodel.{name}": tensor for name, tensor in state.tensors.items()}
+    whole = part | {"model.text_model.norm.weight": torch.zeros(4)}
+    assert infer_emu3(whole, state.metadata) == infer_emu3(state.tensors, state.metadata)
+    assert by_transformers_names(whole).keys() == by_transformers_names(state.tensors).keys()
     drawn, *_ = tokenizer.decode([tokens])
     assert drawn.shape == (2 * grid.shape[0], 2 * grid.shape[1], 3)
     with pytest.raises(ConfigError, match=r"tokens.remap is for VQGAN"):
