@@ -124,7 +124,7 @@ def test_emu3_has_a_grid_for_each_image(baais, tmp_path):
     """BAAI's own class, which PyPI hasn't got, was compared by hand: the same codes of such files."""
     numbers = {"base_channels": 32, "channel_multiplier": [1, 2], "hidden_size": 64, "attn_resolutions": [1]}
     images = [image[: 40 + 8 * number, : 60 - 4 * number] for number, image in enumerate(IMAGES)]
-    expected = families.emu3(tmp_path, images, numbers | {"codebook_size": 96}, 32, baais=baais)
+    expected = families.emu3(tmp_path, images, numbers | {"codebook_size": 96}, (512, 2048), baais=baais)
     tokenizer = tokenizer_of(tmp_path, PX, None)
     assert (tokenizer.spec.rule, tokenizer.spec.codebook_sizes) == ("nearest", (96,))
     assert tokenizer.spec.preprocessing == "smart-2-512-2048-bicubic"
