@@ -26,6 +26,10 @@ _PROCESSOR = "processor_config.json"
 NOTES = (CONFIG, INPUT, _PROCESSOR)
 """What is read besides the weights."""
 
+_ADAPTER = "adapter_config.json"
+INSTEAD = (*(f"{name}.index.json" for name in WEIGHTS), _ADAPTER)
+"""What may be there in the place of one file of weights: a list of several, or a LoRA adapter's settings."""
+
 JOIN = 'save it as one file (`model.save_pretrained(FOLDER, max_shard_size="1TB")`)'
 """What to do with a model in several files."""
 
@@ -33,7 +37,6 @@ MERGE = "merge it into its model (`merge_and_unload()`, then `save_pretrained(FO
 """What to do with a LoRA adapter."""
 
 _NAMED_IN_ERRORS = 4
-_ADAPTER = "adapter_config.json"
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _MOST_BYTES = 1 << 20
 
@@ -49,14 +52,14 @@ def file_in(folder: Path, wanted: Sequence[str]) -> Path:
             return folder / name
     lacks = f"it has no {' or '.join(wanted)}"
     if wanted == WEIGHTS:
-        why = _instead(folder) or f"{lacks}; give the file itself, or another folder"
+        why = instead(folder) or f"{lacks}; give the file itself, or another folder"
     else:
         named = ", or name it as models.vocabulary" if wanted == VOCABULARY else ""
         why = f"{lacks}; put the one there that was published with the weights{named}"
     raise WeightsMissingError(f"{folder} isn't a model's folder in Hugging Face's layout: {why}", names=[str(folder)])
 
 
-def _instead(folder: Path) -> str:
+def instead(folder: Path) -> str:
     """What a folder has in the place of one file of weights, and what to do; "" where that is nothing known."""
     if in_parts := _some(folder.glob("*.index.json")):
         return f"its weights lie in several files ({in_parts}), which patchmint doesn't join; {JOIN}"
