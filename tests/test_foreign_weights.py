@@ -10,7 +10,7 @@ from torch import nn
 
 from patchmint.annotate.preflight import check_loadable
 from patchmint.config import UNTRAINED, AnnotatorConfig
-from patchmint.errors import WeightsCorruptError, WeightsMismatchError, WeightsMissingError
+from patchmint.errors import ConfigError, WeightsCorruptError, WeightsMismatchError, WeightsMissingError
 from patchmint.weights.loading import load_into, load_state
 
 OWLV2 = "class_head.logit_shift.weight"
@@ -118,6 +118,13 @@ def test_a_folder_without_words_is_known_by_its_weights_first(tmp_path):
         check("detector", write(tmp_path / "owlv2", OWLV2, config="owlv2"))
     with pytest.raises(WeightsMissingError, match=r"no tokenizer\.json; put the one there"):
         check("segmenter", write(tmp_path / "sam3", SAM3, config="sam3"))
+
+
+def test_owlv2_does_not_read_the_words_of_bert(tmp_path):
+    """They are the default where a file is named, and not its folder."""
+    file = write(tmp_path / "owlv2", OWLV2, config="owlv2") / "model.safetensors"
+    with pytest.raises(ConfigError, match=r"not bert-base-uncased-vocab; give its folder as models\.detector"):
+        check("detector", file)
 
 
 @pytest.mark.parametrize(
