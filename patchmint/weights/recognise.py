@@ -85,6 +85,18 @@ _SIGNS = (
     ),
     _Sign("embeddings.patch_embedding.weight", "CLIP or SigLIP", "set it as models.vit"),
     _Sign("visual.conv1.weight", "CLIP in OpenAI's layout", f"{_HUB} as models.vit"),
+    _Sign("visual.trunk.patch_embed.proj.weight", "CLIP or SigLIP in open_clip's layout", f"{_HUB} as models.vit"),
+    _Sign("embeddings.patch_embeddings.weight", "DINOv3", "set its folder as models.vit", ("dinov3_vit",)),
+    _Sign(
+        "embeddings.patch_embeddings.projection.weight",
+        "ViT or DINOv2",
+        "give CLIP, SigLIP or DINOv3 as models.vit, or a plug-in",
+    ),
+    _Sign(
+        "visual.patch_embed.proj.weight",
+        "Qwen-VL, or a model with such an encoder",
+        "set it as models.vit; its config.json must have model_type qwen2_vl, qwen2_5_vl, qwen3_vl or qwen3_vl_moe",
+    ),
     _Sign("encoder.time_conv.0.conv.conv.weight", "Emu3's tokenizer", "set it as models.tokenizer"),
     _Sign("quantize.embedding.weight", "VQGAN", "set it as models.tokenizer"),
     _Sign("quantize.embed.weight", "VQGAN", "set it as models.tokenizer"),
