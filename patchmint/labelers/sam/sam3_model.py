@@ -17,13 +17,7 @@ from torch.nn import functional
 from transformers import Sam3Config, Sam3Model
 from transformers.models.sam3.modeling_sam3 import box_cxcywh_to_xyxy, inverse_sigmoid
 
-from patchmint.compute.devices import (
-    attending_to_any_shape,
-    computing_any_shape_in,
-    computing_fully,
-    store_products,
-    works_in_parts,
-)
+from patchmint.compute.devices import computing_any_shape_in, computing_fully, store_products, works_in_parts
 from patchmint.labelers.sam.arch import Sam3Arch, own_of_sam3
 from patchmint.weights.described import load_described
 from patchmint.weights.loading import StateFile
@@ -131,7 +125,7 @@ class Parts:
                 parts = hidden.split(_ROWS if works_in_parts(self._device) else hidden.shape[1], dim=1)
                 hidden = torch.cat([part + layer.mlp(layer.layer_norm3(part)) for part in parts], dim=1)
         height, width = (side // 2 for side in picture.fine[0].shape[2:])
-        with computing_fully(self._device), attending_to_any_shape(self._device):
+        with computing_any_shape_in(torch.float32, self._device):
             found = model.detr_decoder(
                 vision_features=hidden,
                 text_features=texts.features,
