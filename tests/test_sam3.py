@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_refused(sam3, folder, tmp_path):
         check_loadable(config_of(sam3, nms=0.5))
     for name in ("model.safetensors", "tokenizer.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    with pytest.raises(WeightsMismatchError, match=r"looks like SAM 3: set its folder, or `hub:` name"):
+    with pytest.raises(WeightsMismatchError, match=r"looks like SAM 3, but the config\.json beside it is missing"):
         check_loadable(config_of(str(tmp_path)))
     config = json.loads((folder / "config.json").read_text())
     config["detr_decoder_config"]["num_queries"] = 21

@@ -14,7 +14,9 @@ from patchmint.config import ModelsConfig, TokensConfig
 from patchmint.errors import ConfigError, WeightsMismatchError, WeightsUnsafeError
 from patchmint.interfaces import Tokens
 from patchmint.tokenizers.build import check_tokens, tokenizer_arch
+from patchmint.tokenizers.emu3.arch import by_transformers_names, infer_emu3
 from patchmint.tokenizers.vqgan.arch import infer_arch
+from patchmint.weights.loading import load_named
 
 (families,) = benchmark_modules("families")
 FAMILIES, TINY = families.FAMILIES, families.TINY
@@ -122,7 +124,7 @@ def test_emu3_has_a_grid_for_each_image(baais, tmp_path):
     """BAAI's own class, which PyPI hasn't got, was compared by hand: the same codes of such files."""
     numbers = {"base_channels": 32, "channel_multiplier": [1, 2], "hidden_size": 64, "attn_resolutions": [1]}
     images = [image[: 40 + 8 * number, : 60 - 4 * number] for number, image in enumerate(IMAGES)]
-    expected = families.emu3(tmp_path, images, numbers | {"codebook_size": 96}, 32, baais=baais)
+    expected = families.emu3(tmp_path, images, numbers | {"codebook_size": 96}, (512, 2048), baais=baais)
     tokenizer = tokenizer_of(tmp_path, PX, None)
     assert (tokenizer.spec.rule, tokenizer.spec.codebook_sizes) == ("nearest", (96,))
     assert tokenizer.spec.preprocessing == "smart-2-512-2048-bicubic"
@@ -131,6 +133,11 @@ def test_emu3_has_a_grid_for_each_image(baais, tmp_path):
         assert len(np.unique(grid)) > 12
         assert grid.shape == tokenizer.spec.grid_on(image.shape[:2])
         np.testing.assert_array_equal(tokens.codes[..., 0], grid)
+    state = load_named(str(tmp_path))
+    part = {f"model.vqmodel.{name}": tensor for name, tensor in state.tensors.items()}
+    whole = part | {"model.text_model.norm.weight": torch.zeros(4)}
+    assert infer_emu3(whole, state.metadata) == infer_emu3(state.tensors, state.metadata)
+    assert by_transformers_names(whole).keys() == by_transformers_names(state.tensors).keys()
     drawn, *_ = tokenizer.decode([tokens])
     assert drawn.shape == (2 * grid.shape[0], 2 * grid.shape[1], 3)
     with pytest.raises(ConfigError, match=r"tokens.remap is for VQGAN"):

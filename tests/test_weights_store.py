@@ -187,10 +187,14 @@ def test_a_model_on_the_hub_is_fetched_once_at_one_commit(hub_cache, monkeypatch
 def test_models_that_the_hub_does_not_give_are_errors_with_a_way_out(hub_cache, monkeypatch):
     hub_cache.put("org/gated", FILES, gated=True)
     hub_cache.put("org/empty", {"README.md": b"hello"})
+    hub_cache.put("org/parts", {"model.safetensors.index.json": b"{}"})
+    hub_cache.put("org/adapter", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"})
     for name, message in (
         ("hub:org/gated", rf"accept its terms at http://127\.0\.0\.1:{hub_cache.port}/org/gated, and set HF_TOKEN"),
         ("hub:org/none", "no such repository, or it is private"),
         ("hub:org/empty", r"has no model\.safetensors or pytorch_model\.bin"),
+        ("hub:org/parts", r"org/parts can't be used: its weights lie in several files .*max_shard_size"),
+        ("hub:org/adapter", r"adapter_config\.json, so it is a LoRA adapter; merge it"),
         ("hub:org/empty@v1", "no such revision"),
         ("hub:name", r"isn't of the form hub:ORG/NAME"),
         ("hub:org/name/../../x", r"isn't of the form hub:ORG/NAME"),

@@ -94,6 +94,8 @@ def _is_missing(role: str, name: str) -> bool:
     """
     if name == UNTRAINED or is_outside(role, name):
         return False
+    if role == "vocabulary" and name not in CHECKPOINTS:
+        return False  # a folder that isn't a detector's has none, either: `check_segmenter` looks at the detector first
     kinds = {known: checkpoint.kind for known, checkpoint in CHECKPOINTS.items()}
     fitting = [known for known, kind in kinds.items() if kind == _KINDS.get(role.partition(".")[0])]
     if name in kinds and name not in fitting:
@@ -107,7 +109,7 @@ def _is_missing(role: str, name: str) -> bool:
             return True
         hint = ""
         group = group_of(role)
-        if group is not None and name not in kinds:
+        if group is not None and not set(name) & set("/:"):
             offered = plugin_names(group)
             hint = f"; plug-ins: {', '.join(offered) or 'none'}{did_you_mean(name, offered)}"
         raise WeightsMissingError(f"models.{role}: {error}{hint}") from error

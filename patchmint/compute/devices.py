@@ -150,6 +150,13 @@ def attending_to_any_shape(device: torch.device) -> Iterator[None]:
         torch.backends.cuda.enable_cudnn_sdp(before)
 
 
+@contextmanager
+def computing_any_shape_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Both `computing_in` and `attending_to_any_shape`."""
+    with computing_in(dtype, device), attending_to_any_shape(device):
+        yield
+
+
 def store_products(module: nn.Module, dtype: torch.dtype) -> None:
     """Keep the weights of a module's linear and convolution layers in `dtype`, in place.
 

@@ -22,7 +22,7 @@ import torch.nn.functional as nnf
 from PIL import Image
 from torch import Tensor
 
-from patchmint.compute.devices import attending_to_any_shape, computing_in, ready_for, reduced_copy, to_device
+from patchmint.compute.devices import computing_any_shape_in, ready_for, reduced_copy, to_device
 from patchmint.compute.memory import even_parts
 from patchmint.errors import ConfigError, InputError
 from patchmint.features.arch import EncoderArch, VitArch
@@ -173,7 +173,7 @@ class VitFeatureEncoder:
     def _features(self, pixels: Sequence[Tensor], precision: torch.dtype) -> list[Tensor]:
         spec = self._spec
         model = self._model if precision == torch.float32 else self._reduced
-        with computing_in(precision, self._device), attending_to_any_shape(self._device):
+        with computing_any_shape_in(precision, self._device):
             made = model.parts(pixels, None if spec.merged else spec.layers)
             return [joined(parts, spec, model.arch.leading, whole) for parts, whole in made]
 

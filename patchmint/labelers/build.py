@@ -16,6 +16,7 @@ from patchmint.labelers.sam import arch as sam
 from patchmint.plugins import check_plugin, is_outside, load_plugin
 from patchmint.types import Precision
 from patchmint.weights.folder import file_in
+from patchmint.weights.registry import CHECKPOINTS
 from patchmint.weights.store import locate, read_arch
 
 
@@ -53,6 +54,11 @@ def check_segmenter(models: ModelsConfig, labels: LabelsConfig) -> None:
     known = {UNTRAINED: dino.TINY, **dino.OFFICIAL}
     arch = known.get(models.detector) or read_arch(models.detector, infer_detector)
     if isinstance(arch, Owlv2Arch):
+        if models.vocabulary in (UNTRAINED, *CHECKPOINTS):
+            raise ConfigError(
+                f"models.vocabulary: OWLv2 reads CLIP's words, not {models.vocabulary}; give its folder as "
+                "models.detector, or its tokenizer.json as models.vocabulary"
+            )
         arch.words(locate(models.vocabulary, "vocabulary"))
     elif models.vocabulary != UNTRAINED:
         Vocabulary.from_file(locate(models.vocabulary, "vocabulary")).check_fits(arch)

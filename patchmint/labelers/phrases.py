@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from patchmint.errors import PluginError
 from patchmint.interfaces import (
@@ -97,11 +98,26 @@ class ByPhrases:
             answers = self.detector.find(seen, phrases, threshold, **ahead)
             check_answers("a detector", len(looked), answers, PhraseBoxes)
             for number, words, answer in zip(looked, phrases, answers, strict=True):
-                found[number] = _of_texts(answer, wanted[number], words)
+                found[number], _ = of_texts(answer, wanted[number], words)
         return found
 
 
-def _of_texts(found: PhraseBoxes, wanted: Sequence[Asked], phrases: Sequence[str]) -> Detections:
+def of_texts(
+    found: PhraseBoxes, wanted: Sequence[Asked], phrases: Sequence[str]
+) -> tuple[Detections, npt.NDArray[np.int64]]:
+    """What was found of phrases, once for each text that has them.
+
+    Args:
+        found: of one picture.
+        wanted: what its texts ask for.
+        phrases: those that `found` numbers.
+
+    Returns:
+        Its detections, in the order of `wanted`, and for each which of `found` it is.
+
+    Raises:
+        PluginError: a number is none of a phrase.
+    """
     if not np.isin(found.phrase_index, np.arange(len(phrases))).all():
         raise PluginError(f"a detector gave a phrase_index that isn't one of its {len(phrases)} phrases")
     rows = [
@@ -110,9 +126,10 @@ def _of_texts(found: PhraseBoxes, wanted: Sequence[Asked], phrases: Sequence[str
         for row in np.flatnonzero(found.phrase_index == phrases.index(words)).tolist()
     ]
     chosen = np.array([row for row, _, _ in rows], np.int64)
-    return Detections(
+    detections = Detections(
         boxes=found.boxes[chosen],
         scores=found.scores[chosen],
         spans=np.array([span for _, _, span in rows], np.int64).reshape(-1, 2),
         text_index=np.array([text for _, text, _ in rows], np.int64),
     )
+    return detections, chosen

@@ -27,7 +27,7 @@ from patchmint.weights.folder import notes_beside
 from patchmint.weights.registry import Checkpoint
 
 Tensor = TypeVar("Tensor")
-FileKind = Literal["zip", "legacy", "safetensors", "pickle", "html", "lfs-pointer", "empty", "text", "other"]
+FileKind = Literal["zip", "legacy", "safetensors", "pickle", "html", "lfs-pointer", "empty", "text", "gguf", "other"]
 
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """The pickled number that `torch.save` wrote first before torch 1.6 (`torch.serialization.MAGIC_NUMBER`)."""
@@ -80,7 +80,8 @@ _DESCRIPTIONS: dict[FileKind, str] = {
     "lfs-pointer": "a Git LFS pointer, not the file itself (`git lfs pull` fetches it)",
     "empty": "empty (0 bytes)",
     "text": "a text file, not a checkpoint",
-    "other": "neither a torch checkpoint nor safetensors: cut off at its start, damaged, or another kind of file",
+    "gguf": "a GGUF file, made for llama.cpp, not a torch checkpoint or safetensors",
+    "other": "neither a torch checkpoint nor safetensors: cut off at its start, damaged, or of another kind (ONNX?)",
 }
 
 
@@ -130,6 +131,8 @@ def sniff(head: bytes) -> FileKind:
         return "zip"
     if head.startswith(_LEGACY_MAGIC):
         return "legacy"
+    if head.startswith(b"GGUF"):
+        return "gguf"
     if head[0] == 0x80 and len(head) > 1 and 1 < head[1] <= 5:
         return "pickle"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < _MAX_PICKLE_BYTES:
@@ -320,6 +323,8 @@ def _pickle_in_zip(path: Path, *, check_sums: bool) -> bytes:
             pickles = [member for member in members if member.filename.endswith("/data.pkl")]
             if len(pickles) != 1 or pickles[0].file_size > _MAX_PICKLE_BYTES:
                 raise _corrupt(path, "a zip archive, but not one that torch.save wrote")
+            if any(member.filename.endswith("/constants.pkl") for member in members):
+                raise _corrupt(path, "a TorchScript program, not a checkpoint")
             for member in members:
                 # torch.save stores; a compressed part could also be a bomb
                 if member.compress_type != zipfile.ZIP_STORED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +26,18 @@ _PROCESSOR = "processor_config.json"
 NOTES = (CONFIG, INPUT, _PROCESSOR)
 """What is read besides the weights."""
 
+_ADAPTER = "adapter_config.json"
+INSTEAD = (*(f"{name}.index.json" for name in WEIGHTS), _ADAPTER)
+"""What may be there in the place of one file of weights: a list of several, or a LoRA adapter's settings."""
+
+JOIN = 'save it as one file (`model.save_pretrained(FOLDER, max_shard_size="1TB")`)'
+"""What to do with a model in several files."""
+
+MERGE = "merge it into its model (`merge_and_unload()`, then `save_pretrained(FOLDER)`) and give that folder"
+"""What to do with a LoRA adapter."""
+
+_NAMED_IN_ERRORS = 4
+_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _MOST_BYTES = 1 << 20
 
 
@@ -38,13 +50,33 @@ def file_in(folder: Path, wanted: Sequence[str]) -> Path:
     for name in wanted:
         if (folder / name).is_file():
             return folder / name
-    in_parts = [path.name for path in sorted(folder.glob("*.index.json"))]
-    if in_parts and wanted == WEIGHTS:
-        why = f"its weights lie in several files ({in_parts[0]}), which patchmint can't read; save them as one"
+    lacks = f"it has no {' or '.join(wanted)}"
+    if wanted == WEIGHTS:
+        why = instead(folder) or f"{lacks}; give the file itself, or another folder"
     else:
-        other = "models.vocabulary: bert-base-uncased-vocab, say" if wanted == VOCABULARY else "or another folder"
-        why = f"it has no {' or '.join(wanted)}; give the file itself, {other}"
+        named = ", or name it as models.vocabulary" if wanted == VOCABULARY else ""
+        why = f"{lacks}; put the one there that was published with the weights{named}"
     raise WeightsMissingError(f"{folder} isn't a model's folder in Hugging Face's layout: {why}", names=[str(folder)])
+
+
+def instead(folder: Path) -> str:
+    """What a folder has in the place of one file of weights, and what to do; "" where that is nothing known."""
+    if in_parts := _some(folder.glob("*.index.json")):
+        return f"its weights lie in several files ({in_parts}), which patchmint doesn't join; {JOIN}"
+    if (folder / _ADAPTER).is_file():
+        return f"it has {_ADAPTER}, so it is a LoRA adapter; {MERGE}"
+    if files := _some(path for path in folder.glob("*") if path.suffix in _ENDINGS):
+        return f"it has no {' or '.join(WEIGHTS)}, but {files}; give the path of one file"
+    if folders := _some(path.parent for name in WEIGHTS for path in folder.glob(f"*/{name}")):
+        return f"its weights lie a level deeper; give one of its folders: {folders}"
+    if files := _some(path for path in folder.glob("*") if path.suffix in (".gguf", ".onnx")):
+        return f"it has only {files}, which patchmint doesn't read; give the model's safetensors"
+    return ""
+
+
+def _some(paths: Iterable[Path]) -> str:
+    names = sorted({path.name for path in paths})
+    return ", ".join(names[:_NAMED_IN_ERRORS]) + (", ..." if len(names) > _NAMED_IN_ERRORS else "")
 
 
 def notes_beside(weights: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from patchmint.errors import WeightsMissingError
 from patchmint.storage.failures import explain_hub
 from patchmint.storage.hub import connect
-from patchmint.weights.folder import NOTES, VOCABULARY, WEIGHTS
+from patchmint.weights.folder import INSTEAD, NOTES, VOCABULARY, WEIGHTS, instead
 
 PREFIX = "hub:"
 _OF_TEXT = ("tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
@@ -38,8 +38,9 @@ def snapshot(name: str) -> Path:
         raise _missing(name, f"{name} isn't of the form hub:ORG/NAME[@REVISION]")
     weights = _first(name, match["repo"], match["revision"], WEIGHTS)
     if weights is None:
-        files = " or ".join(WEIGHTS)
-        raise _missing(name, f"{name} has no {files}; give the path of a file that you have, or another model")
+        other = _first(name, match["repo"], match["revision"], INSTEAD)
+        why = instead(other.parent) if other else f"it has no {' or '.join(WEIGHTS)}; give a file that you have"
+        raise _missing(name, f"{name} can't be used: {why}, or name another model")
     folder = weights.parent
     for group in (VOCABULARY, *((note,) for note in (*NOTES, *_OF_TEXT))):
         _first(name, match["repo"], folder.name, group)  # the folder's name is the commit

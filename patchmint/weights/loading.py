@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from patchmint.errors import WeightsCorruptError, WeightsMismatchError, WeightsUnsafeError
 from patchmint.weights.container import inspect, is_inert, plain_names, state_dict_in, tensors_in
 from patchmint.weights.folder import notes_beside
+from patchmint.weights.recognise import fault_of
 from patchmint.weights.registry import CHECKPOINTS, Checkpoint
 from patchmint.weights.store import locate, part_of
 
@@ -127,8 +128,9 @@ def load_into(module: nn.Module, state: StateFile, *, what: str, ignored: tuple[
     problems = [f"{len(names)} {finding} ({_some(names)})" for finding, names in findings if names]
     if problems:
         raise WeightsMismatchError(
-            f"{state.path} doesn't fit {what}: of its tensors {'; '.join(problems)}. It is for another architecture; "
-            "name the model that it belongs to, or another file (`patchmint models list`)"
+            fault_of(state.path, state.tensors, state.metadata)
+            or f"{state.path} doesn't fit {what}: of its tensors {'; '.join(problems)}. It is for another "
+            "architecture; name the model that it belongs to, or another file (`patchmint models list`)"
         )
     module.load_state_dict(kept, strict=True)
 

@@ -24,6 +24,7 @@ from patchmint.weights.checksums import recorded_sha256, sha256_of
 from patchmint.weights.container import TensorShape, describe, inspect, read_head, read_header, sniff
 from patchmint.weights.fetch import fetched
 from patchmint.weights.folder import VOCABULARY, WEIGHTS, file_in
+from patchmint.weights.recognise import fault_of
 from patchmint.weights.registry import CHECKPOINTS, Checkpoint
 
 Arch = TypeVar("Arch")
@@ -168,7 +169,7 @@ def read_arch(name_or_path: str, infer: Callable[[Mapping[str, TensorShape], Map
     try:
         return infer(header.tensors, header.metadata)
     except WeightsMismatchError as error:
-        raise WeightsMismatchError(f"{path}: {error}") from error
+        raise WeightsMismatchError(fault_of(path, header.tensors, header.metadata) or f"{path}: {error}") from error
 
 
 def _check_installed(checkpoint: Checkpoint, path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from patchmint.errors import WeightsMismatchError
@@ -36,3 +39,19 @@ def clip_words(path: Path, *, tokens: int, known: int) -> Tokenizer:
     words.enable_truncation(tokens)
     words.enable_padding(pad_id=0)  # any would do: nothing attends to it
     return words
+
+
+def ids_of(words: Tokenizer, phrases: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Read phrases, each filled up to the longest of them.
+
+    Args:
+        words: from `clip_words`.
+        phrases: any number of them.
+
+    Returns:
+        The ids of their tokens (N, T), and 1 where these are a phrase's own (N, T), else 0.
+    """
+    read = words.encode_batch(list(phrases))
+    shape = (len(read), len(read[0].ids) if read else 0)
+    ids = np.array([each.ids for each in read], np.int64).reshape(shape)
+    return ids, np.array([each.attention_mask for each in read], np.int64).reshape(shape)

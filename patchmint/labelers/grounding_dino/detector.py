@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from patchmint.compute.devices import attending_to_any_shape, computing_in, ready_for, to_device
+from patchmint.compute.devices import computing_any_shape_in, ready_for, to_device
 from patchmint.compute.stages import stage
 from patchmint.errors import WeightsCorruptError
 from patchmint.interfaces import Detections
@@ -111,9 +110,9 @@ class GroundingDino:
         resized = [self.prepare(images[index]) if prepared is None else prepared[index] for index in wanted]
         with stage("backbone", self.device):
             pixels = [self._normalised(image) for image in resized]
-            with self._in_any_shape():
+            with computing_any_shape_in(self.precision, self.device):
                 features = dict(zip(wanted, encode_images(self.model, pixels), strict=True))
-        with stage("text", self.device), self._in_any_shape():
+        with stage("text", self.device), computing_any_shape_in(self.precision, self.device):
             asked = encode_prompts(self.model, [prompt for _, _, prompt in pairs], self.device)
         found: list[list[Detections]] = [[] for _ in images]
         shapes = [features[index].levels[0].shape[1:] for index, _, _ in pairs]
@@ -164,13 +163,8 @@ class GroundingDino:
         levels = to_device(resized, self.device).permute(2, 0, 1).float()
         return (levels / self._white - self._mean) / self._std
 
-    @contextmanager
-    def _in_any_shape(self) -> Iterator[None]:
-        with computing_in(self.precision, self.device), attending_to_any_shape(self.device):
-            yield
-
     def _match(self, images: list[ImageFeatures], prompts: list[PromptFeatures]) -> list[tuple[np.ndarray, np.ndarray]]:
-        with stage("transformer", self.device), self._in_any_shape():
+        with stage("transformer", self.device), computing_any_shape_in(self.precision, self.device):
             raw = match(self.model, images, prompts)
         words = max(len(prompt.hidden) for prompt in prompts)
         scores, boxes = raw.logits[..., :words].sigmoid().cpu().numpy(), raw.boxes.cpu().numpy()

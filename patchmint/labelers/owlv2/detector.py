@@ -18,8 +18,8 @@ from torch.nn import functional
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as transforms
 
-from patchmint.compute.devices import attending_to_any_shape, computing_in, store_products, to_device
-from patchmint.compute.memory import even_parts
+from patchmint.compute.devices import computing_any_shape_in, store_products, to_device
+from patchmint.compute.memory import at_once, even_parts
 from patchmint.compute.stages import stage
 from patchmint.errors import WeightsCorruptError
 from patchmint.interfaces import PhraseBoxes
@@ -27,14 +27,13 @@ from patchmint.labelers.owlv2.arch import Owlv2Arch
 from patchmint.types import RgbImage
 from patchmint.weights.described import load_described
 from patchmint.weights.loading import StateFile
+from patchmint.weights.words import ids_of
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 # CLIP's.
 
 _MOST_PHRASES = 256
-_NUMBERS_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}
-# In the tensor that runs through the network.
 
 _NOT_WEIGHTS = (
     "box_bias",
@@ -66,8 +65,7 @@ class Owlv2:
         self._mean, self._std = (torch.tensor(each, device=device)[:, None, None] for each in (_MEAN, _STD))
         vision = model.config.vision_config
         self._side: int = vision.image_size
-        numbers = (self._side // vision.patch_size) ** 2 * vision.hidden_size
-        self._at_once = max(1, _NUMBERS_AT_ONCE["cuda" if self._device.type == "cuda" else "cpu"] // numbers)
+        self._at_once = at_once((self._side // vision.patch_size) ** 2 * vision.hidden_size, self._device)
 
     def prepare(self, image: RgbImage) -> Planes:
         """What can be done ahead, in any thread: pad with black to a square, resize, as `Owlv2ImageProcessor`.
@@ -107,9 +105,7 @@ class Owlv2:
         parts = []
         with stage("text", self._device):
             for part in even_parts(len(phrases), _MOST_PHRASES):
-                read = self._words.encode_batch(list(phrases[part]))
-                ids = to_device(np.array([each.ids for each in read], np.int64), self._device)
-                mask = to_device(np.array([each.attention_mask for each in read], np.int64), self._device)
+                ids, mask = (to_device(each, self._device) for each in ids_of(self._words, phrases[part]))
                 seen = self._model.owlv2.text_model(input_ids=ids, attention_mask=mask)
                 parts.append(self._model.owlv2.text_projection(seen.pooler_output))
         return functional.normalize(torch.cat(parts), dim=-1)
@@ -118,7 +114,7 @@ class Owlv2:
         """Features (B, rows, cols, D) of pictures' patches."""
         with stage("backbone", self._device):
             pixels = torch.stack([to_device(each, self._device) for each in squares])
-            with computing_in(self._precision, self._device), attending_to_any_shape(self._device):
+            with computing_any_shape_in(self._precision, self._device):
                 seen = self._model.image_embedder((pixels - self._mean) / self._std)[0]
         return torch.as_tensor(seen.float())
 

@@ -11,8 +11,8 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from patchmint.compute.devices import attending_to_any_shape, computing_in, ready_for, to_device
-from patchmint.compute.memory import even_parts
+from patchmint.compute.devices import computing_any_shape_in, ready_for, to_device
+from patchmint.compute.memory import at_once, even_parts
 from patchmint.compute.stages import stage
 from patchmint.errors import ConfigError, InputError, WeightsCorruptError
 from patchmint.geometry.rle import Masks
@@ -36,9 +36,6 @@ _MOST_WAITING = 16
 
 _MOST_BOXES = 64
 _MOST_IMAGES = 16
-_NUMBERS_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}
-# Numbers in the tensor that runs through the network. A CPU is quickest where they stay near its cache (measured: one
-# picture and four boxes of the official ViT-B); a GPU needs more at a time.
 
 
 class SamMasker:
@@ -86,9 +83,8 @@ class SamMasker:
         self._precision = precision
         self._coverage = coverage
         self._encoder, self._decoder = self._parts(precision)
-        numbers = _NUMBERS_AT_ONCE["cuda" if model.device.type == "cuda" else "cpu"]
-        self._box_chunk = box_chunk or min(_MOST_BOXES, max(1, numbers // self._decoder.numbers))
-        self._image_batch = image_batch or min(_MOST_IMAGES, max(1, numbers // self._encoder.numbers))
+        self._box_chunk = box_chunk or min(_MOST_BOXES, at_once(self._decoder.numbers, model.device))
+        self._image_batch = image_batch or min(_MOST_IMAGES, at_once(self._encoder.numbers, model.device))
         # A CPU has no time to win by it.
         self._behind = Behind(_MOST_WAITING) if model.device.type == "cuda" else None
         if compiled and model.device.type == "cuda":
@@ -169,7 +165,7 @@ class SamMasker:
                 # Padded when normalised, as upstream does it (`Sam.preprocess`).
                 square[:, : pixels.shape[1], : pixels.shape[2]] = (pixels - mean) / std
             # Each number of pictures is a shape, and windows are short.
-            with computing_in(self._precision, device), attending_to_any_shape(device):
+            with computing_any_shape_in(self._precision, device):
                 return self._encoder(squares)
 
     def _decode(

@@ -19,24 +19,23 @@ from tokenizers import Tokenizer
 from torchvision.transforms.v2.functional import resize
 
 from patchmint.compute.devices import ready_for, to_device
-from patchmint.compute.memory import even_parts
+from patchmint.compute.memory import at_once, even_parts
 from patchmint.compute.stages import stage
 from patchmint.errors import WeightsCorruptError
 from patchmint.geometry.rle import ChosenMasks
-from patchmint.interfaces import Instances
+from patchmint.interfaces import Instances, PhraseBoxes
 from patchmint.labelers.mask_rules import MaskRules
-from patchmint.labelers.phrases import Asked, asked, plain
+from patchmint.labelers.phrases import Asked, asked, of_texts, plain
 from patchmint.labelers.sam.masks import Behind, MaskCollector, MaskCoverage
 from patchmint.labelers.sam.sam3_model import Matched, Parts, Picture, Texts
 from patchmint.types import RgbImage, Size, Text
+from patchmint.weights.words import ids_of
 
 _HELD = 64
 _MOST_WAITING = 16
 # As of `SamMasker`.
 
 _MOST_PHRASES = 64
-_NUMBERS_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}
-# In the tensor that runs through the network.
 
 
 class Sam3:
@@ -80,10 +79,9 @@ class Sam3:
         self._rules = rules or MaskRules()
         vision, decoder = model.config.vision_config, model.config.detr_decoder_config
         self._side = vision.image_size
-        at_once = _NUMBERS_AT_ONCE["cuda" if self._device.type == "cuda" else "cpu"]
-        at_once //= (vision.image_size // vision.backbone_config.patch_size) ** 2
-        self._image_batch = max(1, at_once // vision.backbone_config.hidden_size)
-        self._phrase_batch = max(1, at_once // (decoder.num_queries * decoder.num_attention_heads))
+        positions = (vision.image_size // vision.backbone_config.patch_size) ** 2
+        self._image_batch = at_once(positions * vision.backbone_config.hidden_size, self._device)
+        self._phrase_batch = at_once(positions * decoder.num_queries * decoder.num_attention_heads, self._device)
         self._behind = Behind(_MOST_WAITING) if self._device.type == "cuda" else None
 
     def prepare(self, image: RgbImage) -> RgbImage:
@@ -112,11 +110,9 @@ class Sam3:
 
     def _read(self, phrases: Sequence[str]) -> Texts:
         with stage("text", self._device):
-            read = self._words.encode_batch(list(phrases))
-            shape = (len(read), len(read[0].ids) if read else 0)
-            ids = to_device(np.array([each.ids for each in read], np.int64).reshape(shape), self._device)
-            mask = to_device(np.array([each.attention_mask for each in read], bool).reshape(shape), self._device)
-            parts = [self._parts.texts(ids[part], mask[part]) for part in even_parts(len(read), _MOST_PHRASES)]
+            ids, own = (to_device(each, self._device) for each in ids_of(self._words, phrases))
+            mask = own.bool()
+            parts = [self._parts.texts(ids[part], mask[part]) for part in even_parts(len(phrases), _MOST_PHRASES)]
         return Texts(torch.cat([each.features for each in parts]) if parts else torch.zeros((0, 0, 0)), mask)
 
     def _seen(self, squares: Sequence[RgbImage]) -> list[Picture]:
@@ -135,27 +131,29 @@ class Sam3:
         """The instances of one picture. A phrase that is asked several times is looked for once."""
         wanted = list(dict.fromkeys(words for _, _, words in sought))
         collector = MaskCollector(size, None, self._coverage, held=_HELD, behind=self._behind)
-        boxes, scores, numbers = list[list[float]](), list[float](), dict[str, range]()
+        boxes, scores, numbers = list[list[float]](), list[float](), list[int]()
         for part in even_parts(len(wanted), self._phrase_batch):
             with stage("match", self._device):
                 said = self._parts.match(seen, texts.only([phrases[words] for words in wanted[part]]))
-            for row, words in enumerate(wanted[part]):
-                chosen, of_chosen = self._best(said, row, words)
+            for row, number in enumerate(range(len(wanted))[part]):
+                chosen, of_chosen = self._best(said, row, wanted[number])
                 with stage("masks", self._device):
                     self._decode(collector, seen, said, row, chosen)
-                numbers[words] = range(len(scores), len(scores) + len(chosen))
+                numbers.extend([number] * len(chosen))
                 scores.extend(of_chosen)
                 boxes.extend(said.boxes[row, chosen].tolist())
-        taken = [(text, span, number) for text, span, words in sought for number in numbers[words]]
-        order = [number for _, _, number in taken]
-        masks, edges = collector.masks(), np.array([*size[::-1], *size[::-1]], np.float32)
+        edges = np.array([*size[::-1], *size[::-1]], np.float32)
+        pixels = (np.array(boxes, np.float32).reshape(-1, 4) * edges).clip(0, edges)
+        every = PhraseBoxes(pixels, np.array(scores, np.float32), np.array(numbers, np.int64))
+        found, rows = of_texts(every, sought, wanted)
+        masks, order = collector.masks(), tuple(rows.tolist())
         return Instances(
             image_size=size,
-            masks=masks if order == list(range(len(masks))) else ChosenMasks(masks, tuple(order)),
-            text_index=np.array([text for text, _, _ in taken], np.int64),
-            scores=np.array(scores, np.float32)[order],
-            boxes=(np.array(boxes, np.float32).reshape(-1, 4)[order] * edges).clip(0, edges),
-            spans=np.array([span for _, span, _ in taken], np.int64).reshape(-1, 2),
+            masks=masks if order == tuple(range(len(masks))) else ChosenMasks(masks, order),
+            text_index=found.text_index,
+            scores=found.scores,
+            boxes=found.boxes,
+            spans=found.spans,
         )
 
     def _best(self, said: Matched, row: int, words: str) -> tuple[list[int], list[float]]:

@@ -6,8 +6,7 @@ the mask decoder makes of the fine features, since the convolution of a sum is t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,13 +17,7 @@ from torch.nn import functional
 from transformers import Sam3Config, Sam3Model
 from transformers.models.sam3.modeling_sam3 import box_cxcywh_to_xyxy, inverse_sigmoid
 
-from patchmint.compute.devices import (
-    attending_to_any_shape,
-    computing_fully,
-    computing_in,
-    store_products,
-    works_in_parts,
-)
+from patchmint.compute.devices import computing_any_shape_in, computing_fully, store_products, works_in_parts
 from patchmint.labelers.sam.arch import Sam3Arch, own_of_sam3
 from patchmint.weights.described import load_described
 from patchmint.weights.loading import StateFile
@@ -109,7 +102,7 @@ class Parts:
 
     def pictures(self, pixels: Tensor) -> list[Picture]:
         """See pictures, float32 (B, 3, side, side), -1..1."""
-        with self._encoding():
+        with computing_any_shape_in(self._precision, self._device):
             seen = self._model.get_vision_features(pixels)
             *fine, coarse = seen.fpn_hidden_states[:-1]  # nothing looks at the last
             # anew, because the model's are rounded to the format of its features
@@ -124,7 +117,7 @@ class Parts:
         """Look for phrases."""
         model, mask = self._model, texts.read[:, None, None]
         hidden = picture.coarse
-        with self._encoding():
+        with computing_any_shape_in(self._precision, self._device):
             for number, layer in enumerate(model.detr_encoder.layers):
                 hidden = _attended(layer, hidden, picture.places) if number else hidden
                 asked = layer.layer_norm2(hidden).expand(len(texts.read), -1, -1)
@@ -132,7 +125,7 @@ class Parts:
                 parts = hidden.split(_ROWS if works_in_parts(self._device) else hidden.shape[1], dim=1)
                 hidden = torch.cat([part + layer.mlp(layer.layer_norm3(part)) for part in parts], dim=1)
         height, width = (side // 2 for side in picture.fine[0].shape[2:])
-        with computing_fully(self._device), attending_to_any_shape(self._device):
+        with computing_any_shape_in(torch.float32, self._device):
             found = model.detr_decoder(
                 vision_features=hidden,
                 text_features=texts.features,
@@ -150,7 +143,7 @@ class Parts:
         """The picture's fine features as one of the phrases lets them be seen: float32 (C, h, w)."""
         masks, one = self._masks, [row]
         texts, hidden = matched.texts.only(one), matched.encoded[one]
-        with self._encoding():
+        with computing_any_shape_in(self._precision, self._device):
             asked = masks.prompt_cross_attn_norm(hidden)
             read = masks.prompt_cross_attn(asked, texts.features, texts.features, texts.read[:, None, None])[0]
             shape = [side // 2 for side in picture.fine[0].shape[2:]]
@@ -166,11 +159,6 @@ class Parts:
             wanted, head = self._masks.mask_embedder(queries), self._masks.instance_projection
             of_pixels = (wanted @ head.weight[:, :, 0, 0]) @ features.flatten(1)
             return torch.as_tensor((of_pixels + (wanted @ head.bias)[:, None]).unflatten(1, features.shape[1:]))
-
-    @contextmanager
-    def _encoding(self) -> Iterator[None]:
-        with computing_in(self._precision, self._device), attending_to_any_shape(self._device):
-            yield
 
 
 def _attended(layer: Any, hidden: Tensor, places: Tensor) -> Tensor:

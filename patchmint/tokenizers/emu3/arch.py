@@ -11,7 +11,7 @@ from patchmint.config.annotator import Rule
 from patchmint.errors import ConfigError, WeightsMismatchError
 from patchmint.geometry.native import NativeGrid, Resize
 from patchmint.weights.architecture import Shaped
-from patchmint.weights.folder import INPUT, described, renamed
+from patchmint.weights.folder import INPUT, described, renamed, unwrapped
 
 Tensor = TypeVar("Tensor")
 
@@ -65,9 +65,7 @@ def is_emu3(tensors: Mapping[str, Shaped]) -> bool:
 
 def by_transformers_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tokenizer's tensors by the names of transformers' `Emu3VQVAE`."""
-    prefix = next(name for name in tensors if name.endswith(_SIGN)).removesuffix(_SIGN)
-    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    return renamed(own, _NAMES)
+    return renamed(unwrapped(tensors, [_SIGN]), _NAMES)
 
 
 def infer_emu3(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> Emu3Arch:
