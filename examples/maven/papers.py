@@ -26,8 +26,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from judge import HeldOut, judge
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from model import WIDTH, Maven, Way
 from run import PLAN, RATIOS, TINY, Data, run
@@ -159,22 +161,29 @@ def flat(figures: Mapping[str, Any], before: str = "") -> dict[str, float]:
 
 
 def plot(by_seed: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """A line a seed: figures by patches kept, and losses by steps."""
+    """Figures by patches kept, and losses by steps: means, and thin lines for the seeds."""
     figure = Figure(figsize=(11, 4), layout="tight")
     left, right = figure.subplots(1, 2)
-    for number, found in enumerate(by_seed):
-        for name, style in (("keep_selector", "C0-o"), ("keep_random", "C1--x")):
-            for mode, kept in found.get("tokens", {}).get(name, {}).items():
-                label = f"{mode}, {name}" if number == 0 and mode == "hybrid" else None
-                left.plot(RATIOS, list(kept.values()), style, alpha=1 if mode == "hybrid" else 0.5, label=label)
-        for colour, (name, values) in enumerate(found.get("connectors", {}).items()):
-            label = name if number == 0 else None
-            right.plot(range(1, POINTS + 1), values["losses"], color=f"C{colour}", label=label)
-    left.set(xlabel="share of patches kept", ylabel="which")
-    right.set(xlabel=f"training, of {POINTS}", ylabel="loss of held-out descriptions")
+    for mode, marker in (("continuous", "o"), ("hybrid", "s")):
+        for name, style in (("keep_selector", {"color": "C0"}), ("keep_random", {"color": "C1", "linestyle": "--"})):
+            kept = [list(found["tokens"][name][mode].values()) for found in by_seed if "tokens" in found]
+            lines(left, RATIOS, kept, label=f"{mode}, {name}", marker=marker, **style)
+    for name in by_seed[0].get("connectors", {}):
+        losses = [found["connectors"][name]["losses"] for found in by_seed]
+        lines(right, [(point + 1) / POINTS for point in range(POINTS)], losses, label=name)
+    left.set(xlabel="share of patches kept", ylabel="which of two pictures")
+    right.set(xlabel="share of the training", ylabel="loss of held-out descriptions")
     for axes in (left, right):
         axes.legend()
     figure.savefig(path, dpi=100)
+
+
+def lines(axes: Axes, xs: Sequence[float], ys: Sequence[Sequence[float]], *, label: str, **style: str) -> None:
+    """A thick line for the mean of some, which are thin; nothing where there are none."""
+    if ys:
+        (mean,) = axes.plot(xs, np.mean(ys, axis=0), label=label, linewidth=2, **style)
+        for each in ys:
+            axes.plot(xs, each, linestyle=mean.get_linestyle(), color=mean.get_color(), linewidth=0.7, alpha=0.4)
 
 
 def main() -> None:
