@@ -224,6 +224,10 @@ def test_what_was_corrected_is_trusted_until_that_is_undone(base):
     assert trusts() == before | {changed.key: own}
     apply(undo=True)
     assert trusts() == before
+    write_trust(open_dataset(base, columns=("corrections",)), "later")
+    with pytest.raises(InputError, match="later is of corrected labels; choose corrections-0001"):
+        open_dataset(base, columns=("later",))
+    assert open_dataset(base, columns=("later", "corrections")).has_trust
 
 
 def columns(folder, *names):

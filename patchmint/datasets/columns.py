@@ -52,7 +52,7 @@ def with_columns(dataset: Dataset, chosen: Sequence[str] | None, *, check_files:
                 "and make it again, or choose other columns (--columns, or columns=)"
             )
         try:
-            _check_trust(dataset.uri, told, {name: own[name] for name in taken if name not in sparse})
+            _check_trust(dataset.uri, told, {name: own[name] for name in taken})
         except (LookupError, TypeError) as error:
             raise ShardError(f"{MANIFEST_PATH} of a column of trust isn't of its form: {error!r}") from error
     columns = []
@@ -69,16 +69,21 @@ def _check_trust(uri: str, told: Mapping[str, Mapping[str, Any]], taken: Mapping
     Args:
         uri: of the data set.
         told: dataset.json of its columns.
-        taken: what the chosen columns hold that aren't sparse.
+        taken: what the chosen columns hold.
 
     Raises:
         InputError: other labels were chosen.
     """
-    labels = [name for name, own in taken.items() if "labels" in own]
-    for name in (name for name, own in taken.items() if "trust" in own):
+    sparse = {name for name in told if told[name]["column"].get("sparse")}
+    labels = [name for name, own in taken.items() if "labels" in own and name not in sparse]
+    for name in (name for name, own in taken.items() if "trust" in own and name not in sparse):
         read = [each for each in told[name]["config"]["columns"] if each in told]
-        whole = [each for each in read if not told[each]["column"].get("sparse")]
-        if (of := [each for each in whole if "labels" in held(told[each]["layout"])]) != labels:
+        if left := [each for each in read if each in sparse and each not in taken]:
+            raise InputError(
+                f"the column {name} is of corrected labels; choose {' '.join(left)} as well (--columns, or columns=)"
+            )
+        of = [each for each in read if each not in sparse and "labels" in held(told[each]["layout"])]
+        if of != labels:
             raise InputError(
                 f"the column {name} is of the labels of {' '.join(of) or 'the build'}, not of those of "
                 f"{' '.join(labels) or 'the build'}; choose other columns (--columns, or columns=), or compute trust "
