@@ -83,7 +83,7 @@ test-torch211: $(TORCH211)/.ready
 	OMP_NUM_THREADS=1 $(TORCH211)/bin/python -m pytest -n 0 $(patsubst %,tests/test_%.py,$(TORCH211_TESTS))
 TORCH211_TESTS := compiled gpu_benchmark gpu_paper kernels grounding_dino grounding_dino_speed sam sam_speed vqgan vit
 
-# Without models of official size, Ray, Chromium and kills, and without what takes longer than a second.
+# Without models of official size, Ray, Chromium and kills, and without what takes longer than half a second.
 quick: setup-dev
 	$(TESTS) --quick -m "not (official or ray or browser or kill)"
 

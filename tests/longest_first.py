@@ -15,7 +15,7 @@ from xdist.scheduler import LoadScopeScheduling
 TABLE = Path(__file__).with_name("durations.json")
 MEASURED = json.loads(TABLE.read_text())
 SECONDS: dict[str, float] = MEASURED["groups"]
-SLOW = 1.0
+SLOW = 0.5
 _APART = sorted((name for name in SECONDS if "::" in name), key=len, reverse=True)
 
 
