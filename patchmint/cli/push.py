@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from patchmint.jobs.printable import many
+
 
 def push_command(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A finished data set: folder or store.")],
@@ -26,7 +28,6 @@ def push_command(
 
     Files that are there already aren't sent again. The token comes from HF_TOKEN or `hf auth login`.
     """
-    from patchmint.jobs.printable import many
     from patchmint.jobs.push import push  # pyarrow and the Hub's client, not needed for --help
 
     done = push(dataset, target, private=private, licence=licence, replace=replace, dry_run=dry_run)

@@ -134,27 +134,21 @@ def computing_fully(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def attending_to_any_shape(device: torch.device) -> Iterator[None]:
-    """Within it attention on a GPU isn't cuDNN's, which torch prefers on newer ones: for inputs of ever new shapes.
+def computing_any_shape_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """As `computing_in`, for inputs of ever new shapes: attention on a GPU isn't cuDNN's, which torch prefers there.
 
     It makes a plan for each shape, which takes some tenths of a second: more than the images of that shape.
     """
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
-
-
-@contextmanager
-def computing_any_shape_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """Both `computing_in` and `attending_to_any_shape`."""
-    with computing_in(dtype, device), attending_to_any_shape(device):
-        yield
+    with computing_in(dtype, device):
+        if device.type != "cuda":
+            yield
+            return
+        before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        try:
+            yield
+        finally:
+            torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def store_products(module: nn.Module, dtype: torch.dtype) -> None:
