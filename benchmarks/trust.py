@@ -1,6 +1,6 @@
 """What trust is worth, on demo scenes that nothing was trained, tuned or calibrated on.
 
-    python benchmarks/trust.py --json                 # 11 minutes on one core
+    python benchmarks/trust.py --json                 # 15 minutes on one core
     python benchmarks/trust.py --parts selector --json # nine selectors: 12 minutes
 
 Two data sets are built, of scenes with other seeds than any other: one to calibrate by, one to judge on. Errors are
@@ -8,9 +8,11 @@ planted into a fifth of the texts of the second one, as corrections, so `patchmi
 labels. `--keep FOLDER` keeps what was built, and takes what is there.
 
 `auroc_full`, `auroc_cheap`: how well trust, learnt without any truth, tells texts with planted errors from others;
-`f1_planted_...`: F1 of patches with them, of all texts and of the trusted 80 %. `f1_all`, `f1_trusted`: the same as
-built; `full` trust, calibrated on the other scenes (`_unjudged`: without). `ece`: of scores calibrated on the other
-scenes, with `ece_floor`: what it would be if they were exactly right. `absent`: absent things labelled.
+`f1_all`, `f1_trusted`: F1 of patches with them, of all texts and of the trusted 80 % (`_cheap`: by cheap trust).
+`f1_built_...`: the same without planted errors; `full` trust, calibrated on the other scenes (`_unjudged`: without).
+`ece`: of scores calibrated on the other scenes, with `ece_floor`: what it would be if they were exactly right.
+`absent`: absent things labelled after a second look (`labels.presence`), whose thresholds were learnt on the other
+scenes, with `f1` and `missed` things; `..._one_look`: without it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from patchmint.datasets.dataset import Dataset, open_dataset
 from patchmint.datasets.reader import iter_stored
 from patchmint.datasets.rows import iter_tables
 from patchmint.demo.dataset import obtain_scenes
+from patchmint.demo.texts import DEMO_PRESENCE
 from patchmint.jobs.build import run_build
 from patchmint.jobs.trust import passes_of, write_trust
 from patchmint.jobs.truths import open_truth
@@ -40,13 +43,16 @@ from patchmint.judging.calibrate import fit
 from patchmint.judging.judge import Judge, judge_images
 from patchmint.judging.metrics import Floats, calibration_error, reliability
 from patchmint.judging.plant import Planted, Planter, found_of
+from patchmint.judging.presence import learn_presence
 from patchmint.judging.trust import Known, Trust
 from patchmint.judging.truth import ImageName, Truth
 from patchmint.shards.endings import DOCUMENT
 from patchmint.shards.schema import FoundDocument
 
-CALIBRATION_SEED, JUDGED_SEED = 7_200_003, 7_300_003
+CALIBRATION_SEED, JUDGED_SEED, ABSENT_SEED = 7_200_003, 7_300_003, 7_400_003
+ABSENT_TIMES = 3
 SHARE, KEPT, SEEDS = 0.2, 0.8, 3
+NAMES = {"f1": "patch_f1", "absent": "absent_rate", "missed": "missed_rate"}
 
 
 def main() -> None:
@@ -54,7 +60,10 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=300, help="of each of the two data sets")
     parser.add_argument("--keep", type=Path, help="folder for what is built")
     parser.add_argument(
-        "--parts", nargs="+", choices=("trusted", "planted", "selector"), default=["trusted", "planted"]
+        "--parts",
+        nargs="+",
+        choices=("trusted", "absent", "planted", "selector"),
+        default=["trusted", "absent", "planted"],
     )
     parser.add_argument("--steps", type=int, default=300, help="of each training")
     parser.add_argument("--json", action="store_true")
@@ -71,6 +80,9 @@ def main() -> None:
             figures |= scores_of(fit_on, judged_on)
             with timed("trusting labels as they are"):
                 figures |= trusted(fit_on, judged_on)
+        if "absent" in options.parts:
+            with timed("taking a second look"):
+                figures |= absent(fit_on, folder / "absent", ABSENT_TIMES * options.scenes)
         if {"planted", "selector"} & set(options.parts):
             with timed("planting errors, and looking for them"):
                 figures |= found_again(judged_on)
@@ -91,19 +103,20 @@ def timed(what: str) -> Iterator[None]:
     print(f"{what}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
 
 
-def build(folder: Path, seed: int, count: int) -> Path:
+def build(
+    folder: Path, seed: int, count: int, name: str = "dataset", settings: Mapping[str, object] | None = None
+) -> Path:
     """Make scenes and shards, or go on where an earlier call stopped."""
     folder.mkdir(parents=True, exist_ok=True)
     obtain_scenes(folder / "scenes", seed=seed, count=count, progress=lambda _: None)
     config = {
         "source": {"kind": "coco", "uri": str(folder / "scenes"), "texts": "caption"},
-        "output": {"uri": str(folder / "dataset"), "samples_per_shard": 100},
+        "output": {"uri": str(folder / name), "samples_per_shard": 100},
         "models": "demo",
         "grid": {"rows": 24, "cols": 24, "patch_px": 14, "fit": "squash"},
-        "labels": {"instances": True},
-        "features": {"connector": "dci"},
+        **(settings or {"labels": {"instances": True}, "features": {"connector": "dci"}}),
     }
-    with timed(f"building {folder.name}"):
+    with timed(f"building {folder.name}/{name}"):
         run_build(BuildConfig.parse(config))
     return folder
 
@@ -118,7 +131,7 @@ def clean(folder: Path) -> Dataset:
 
 
 def scores_of(fit_on: Path, judged_on: Path) -> dict[str, float]:
-    """Scores calibrated on some scenes, judged on others; and what is labelled though it isn't there."""
+    """Scores calibrated on some scenes, judged on others."""
     outcomes = []
     for folder in (fit_on, judged_on):
         judging = Judge()
@@ -129,13 +142,29 @@ def scores_of(fit_on: Path, judged_on: Path) -> dict[str, float]:
     rng = np.random.default_rng(0)
     tables = [reliability(meant.tolist(), (rng.random(len(meant)) < meant).tolist()) for _ in range(50)]
     return {
-        "f1": judging.figures()["patch_f1"],
-        "absent": judging.figures()["absent_rate"],
         "ece_before": float(calibration_error(reliability(others.tolist(), hits.tolist()))),
         "ece": float(calibration_error(reliability(meant.tolist(), hits.tolist()))),
         "ece_floor": float(np.mean([calibration_error(table) for table in tables])),
         "boxes": len(others),
     }
+
+
+def absent(fit_on: Path, folder: Path, count: int) -> dict[str, Any]:
+    """What is labelled though it isn't there, of one look and of two: thresholds come from other scenes.
+
+    There are few absent things in a scene, so there are more scenes.
+    """
+    learnt = learn_presence(clean(fit_on), truth_of(fit_on), DEMO_PRESENCE, device="cpu")
+    looks: dict[str, object] = {"_one_look": None, "": learnt.settings.model_dump(mode="json", exclude_defaults=True)}
+    figures: dict[str, Any] = {"threshold": learnt.settings.threshold}
+    for name, presence in looks.items():
+        judging = Judge(replicates=1000)
+        build(folder, ABSENT_SEED, count, f"dataset{name}", {"labels": {"presence": presence}, "tokens": None})
+        judge_images(judging, open_dataset(folder / f"dataset{name}"), truth_of(folder))
+        told, ends = judging.figures(), judging.intervals()
+        figures |= {f"{own}{name}": told[of] for own, of in NAMES.items()}
+        figures |= {f"{own}{name}_interval": ends[of] for own, of in NAMES.items()}
+    return figures
 
 
 def trusted(fit_on: Path, judged_on: Path) -> dict[str, float]:
@@ -146,8 +175,8 @@ def trusted(fit_on: Path, judged_on: Path) -> dict[str, float]:
     trust.count()
     known = list(trust.known(np.arange(clean(judged_on).samples), keep=True))
     f1 = f1_of(trust, known, truth_of(judged_on))
-    figures = {"f1_all": float(np.nanmean(f1))}
-    for name, model in (("f1_trusted", learnt.model), ("f1_trusted_unjudged", None)):
+    figures = {"f1_built_all": float(np.nanmean(f1))}
+    for name, model in (("f1_built_trusted", learnt.model), ("f1_built_trusted_unjudged", None)):
         trust.model = model
         if model is None:
             trust.learn()
@@ -176,8 +205,8 @@ def found_again(folder: Path) -> dict[str, Any]:
                         of.append(kinds[row["key"], text])
         told = Planted.of(np.array(values), of)
         figures |= {f"auroc_{mode}": told.auroc, f"by_kind_{mode}": {kind: n for kind, (_, n) in told.by_kind.items()}}
-        figures |= {f"f1_planted_trusted_{mode}": kept(f1, every)}
-    return figures | {"f1_planted_all": float(np.nanmean(f1)), "planted": told.planted, "texts": told.texts}
+        figures |= {"f1_trusted" if mode == "full" else f"f1_trusted_{mode}": kept(f1, every)}
+    return figures | {"f1_all": float(np.nanmean(f1)), "planted": told.planted, "texts": told.texts}
 
 
 def f1_of(trust: Trust, known: Iterable[Known], truth: Truth) -> Floats:

@@ -51,7 +51,7 @@ class Instances:
         boxes: float32 (N, 4), XYXY in original pixels, inside the image.
         spans: int64 (N, 2), characters `[start, end)` of the text; the whole text where the model can't tell.
         origins: whose each is; empty = all are the model's.
-        unconfirmed: boxes that a second look took away (`labels.presence`).
+        unconfirmed: phrases all of whose boxes a second look took away (`labels.presence`): text and span of each.
 
     Raises:
         PluginError: there aren't N of each.
@@ -64,7 +64,7 @@ class Instances:
     boxes: npt.NDArray[np.float32]
     spans: npt.NDArray[np.int64]
     origins: tuple[Origin, ...] = ()
-    unconfirmed: int = 0
+    unconfirmed: frozenset[tuple[int, int, int]] = frozenset()
 
     def __post_init__(self) -> None:
         n = len(self.masks)

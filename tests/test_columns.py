@@ -30,7 +30,8 @@ from patchmint.images.decode import decode_image
 from patchmint.inspection.gallery.remake import offer_decoded, offer_masks
 from patchmint.jobs import extend
 from patchmint.jobs.trust import write_trust
-from patchmint.judging.trust import CHEAP, TrustModel
+from patchmint.judging.evidence import CHEAP
+from patchmint.judging.trust import TrustModel
 from patchmint.shards.manifest import held_settings, read_manifest
 from patchmint.storage import open_storage
 from patchmint.training import SampleDecoder, StageDataset

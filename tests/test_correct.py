@@ -230,6 +230,30 @@ def test_what_was_corrected_is_trusted_until_that_is_undone(base):
     assert open_dataset(base, columns=("later", "corrections")).has_trust
 
 
+def test_trust_that_was_computed_after_corrections_is_of_what_these_left(base):
+    def trusts():
+        return {sample.key: sample.key_json.trust for sample in samples(base)}
+
+    def apply(**edit):
+        dataset = open_dataset(base)
+        write_corrections(dataset, correct(dataset, [("edit", Edit(key=changed.key, **edit))]))
+
+    write_trust(open_dataset(base), "first")
+    changed = next(sample for sample in samples(base) if len(sample.images[0].instances) == 3)
+    text = changed.images[0].instances[0].text_index
+    apply(delete=(0,))
+    assert trusts()[changed.key][text] == 1
+    write_trust(open_dataset(base, columns=("corrections",)), "later")
+    shutil.rmtree(base / "columns" / "first")
+    before = trusts()
+    assert max(before[changed.key]) < 1  # that somebody had looked is forgotten: it is computed like any other
+    apply(undo=True)
+    own = tuple(1.0 if number == text else trust for number, trust in enumerate(before[changed.key]))
+    assert trusts() == before | {changed.key: own}
+    apply(delete=(0,))  # what it was computed of
+    assert trusts() == before
+
+
 def columns(folder, *names):
     tables = [table for _, table in iter_tables(open_dataset(folder), names)]
     return [[value for table in tables for value in table[name].to_pylist()] for name in names]

@@ -4,8 +4,10 @@ And would these checks notice? Labels wrong in three ways that keep every shape 
 """
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,12 +18,16 @@ import numpy as np
 import pytest
 import warm
 
+from patchmint.datasets.dataset import open_dataset
 from patchmint.demo.dataset import read_truth
+from patchmint.demo.judge import judge_warrant
 from patchmint.demo.scenes import Scene, make_scene
 from patchmint.demo.score import DOCUMENT_LIMITS, LIMITS, judged_samples, sample_placement
 from patchmint.geometry import RleMasks, grid_preset
 from patchmint.geometry.rle import decode_mask, encode_masks
 from patchmint.interfaces import Instances, Segmenter
+from patchmint.jobs.truths import open_truth
+from patchmint.judging.calibrate import calibrate
 from patchmint.labelers.patches import label_texts
 from patchmint.shards.verify import verify
 from patchmint.storage import open_storage
@@ -111,6 +117,18 @@ def test_one_command_makes_scenes_shards_figures_and_overlays(figures: dict[str,
         assert list(verify(open_storage(out / dataset))) == []
 
 
+def test_scores_and_trust_are_judged_where_there_are_enough_scenes(
+    figures: dict[str, Any], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert figures["ece"] is None  # of so few scenes
+    assert figures["trust_auroc"] is None
+    monkeypatch.setattr("patchmint.demo.judge._WARRANTED", COUNT)
+    dataset, truth = open_dataset(out / "dataset"), open_truth(str(out / "scenes" / "truth.json"))
+    told = judge_warrant(dataset, truth, progress=lambda *_: nullcontext(print))
+    assert told["ece"] == calibrate(dataset, truth).ece_after < 0.3
+    assert told["trust_auroc"] > 0.5  # of as many as the demo has by itself 0.86
+
+
 def test_labels_are_right(figures: dict[str, Any]) -> None:
     assert not unmet(figures), figures
 
@@ -125,7 +143,8 @@ def test_the_same_command_goes_on_and_says_the_same(figures: dict[str, Any], out
     again = demo(out)
     assert "1 of them done already" in again.stderr
     for name, limit in {**LIMITS, **DOCUMENT_LIMITS}.items():
-        assert limit.shown(figures[name]) in next(line for line in again.stdout.splitlines() if f" {name} " in line)
+        value = math.nan if figures[name] is None else figures[name]
+        assert limit.shown(value) in next(line for line in again.stdout.splitlines() if f" {name} " in line)
     total = COUNT + DOCUMENTS
     assert f"{total} planned = {total} written + 0 rejected" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before

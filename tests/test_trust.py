@@ -20,9 +20,10 @@ from patchmint.geometry import RleMasks, grid_preset
 from patchmint.geometry.rle import encode_masks, fill_boxes
 from patchmint.interfaces import Instances
 from patchmint.judging.again import Passes
+from patchmint.judging.evidence import CHEAP, Added, Likeness, Look, cheap
 from patchmint.judging.metrics import auroc
 from patchmint.judging.plant import Planter, area_of, found_of
-from patchmint.judging.trust import CHEAP, Added, Likeness, Look, Trust, cheap
+from patchmint.judging.trust import Trust
 from patchmint.shards.layout import TokensLayout
 from patchmint.shards.schema import PhraseDocument
 from patchmint.training import StageDataset, StageLoader, selector_loss

@@ -44,6 +44,12 @@ def demo(
     grid: Annotated[
         str, typer.Option(help="Grid of the labels, a preset's name; docs/grids.md lists them.")
     ] = "llava-1.5-finetune",
+    second_look: Annotated[
+        bool,
+        typer.Option(
+            "--second-look", help="Build with labels.presence, which drops what isn't there; takes some minutes more."
+        ),
+    ] = False,
     overlays: Annotated[int, typer.Option(min=0, help="Scenes to draw with their labels and the truth.")] = 12,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
@@ -54,6 +60,7 @@ def demo(
     """
     from patchmint.demo.dataset import obtain_scenes
     from patchmint.demo.score import DOCUMENT_LIMITS, LIMITS
+    from patchmint.demo.texts import DEMO_PRESENCE
     from patchmint.jobs.build import run_build
 
     started = time.monotonic()
@@ -63,13 +70,16 @@ def demo(
         say(f"warning: the models were trained or tuned on scenes of seed {seed}; fresh ones may do worse")
     out = out.expanduser().absolute()
     count = scenes // _SCENES_A_DOCUMENT if documents is None else documents
-    config = _config({"kind": "coco", "uri": str(out / "scenes"), "texts": "caption"}, out / "dataset", workers, grid)
+    labels = {"presence": DEMO_PRESENCE.model_dump(mode="json")} if second_look else {}
+    config = _config(
+        {"kind": "coco", "uri": str(out / "scenes"), "texts": "caption"}, out / "dataset", workers, grid, labels
+    )
     with _progress("making scenes", scenes) as made:
         truth = obtain_scenes(out / "scenes", seed=seed, count=scenes, progress=made)
     reports = [run_build(config)]
     figures = _judged(config, truth, reports[0], out, overlays)
     if count:
-        report, more = _documents(out, seed, count, workers, grid)
+        report, more = _documents(out, seed, count, workers, grid, labels)
         reports.append(report)
         figures |= more
     result = figures | {
@@ -92,7 +102,9 @@ def demo(
         raise typer.Exit(1)
 
 
-def _documents(out: Path, seed: int, count: int, workers: int, grid: str) -> tuple[BuildReport, dict[str, float]]:
+def _documents(
+    out: Path, seed: int, count: int, workers: int, grid: str, labels: Mapping[str, object]
+) -> tuple[BuildReport, dict[str, float]]:
     """The second data set: made, built, and judged."""
     from patchmint.demo.documents import obtain_documents
     from patchmint.demo.judge import judge_documents
@@ -103,33 +115,41 @@ def _documents(out: Path, seed: int, count: int, workers: int, grid: str) -> tup
         truth = obtain_documents(out / "documents", seed=seed, count=count, progress=made)
     source = {"kind": "conversations", "uri": str(out / "documents"), "annotations": "conversations.json"}
     settings = {"documents": True, "texts": "all"}
-    config = _config(source | settings, out / "documents-dataset", workers, grid)
+    config = _config(source | settings, out / "documents-dataset", workers, grid, labels)
     report = run_build(config)
     storage = open_storage(config.output.uri)
     return report, judge_documents(storage, truth, written=report.written, progress=_progress)
 
 
-def _config(source: Mapping[str, object], dataset: Path, workers: int, grid: str) -> BuildConfig:
+def _config(
+    source: Mapping[str, object], dataset: Path, workers: int, grid: str, labels: Mapping[str, object]
+) -> BuildConfig:
     return BuildConfig.parse(
         {
             "source": source,
             "output": {"uri": str(dataset), "samples_per_shard": _SAMPLES_PER_SHARD},
             "grid": grid,
             "models": DEMO,
+            "labels": labels,
             "runner": {"kind": "local", "workers": workers},
         }
     )
 
 
 def _judged(config: BuildConfig, truth: Truth, report: BuildReport, out: Path, overlays: int) -> dict[str, float]:
-    from patchmint.demo.judge import judge_dataset
+    from patchmint.datasets.dataset import open_dataset
+    from patchmint.demo.judge import judge_dataset, judge_warrant
     from patchmint.demo.overlays import write_overlays
+    from patchmint.jobs.truths import open_truth
+    from patchmint.judging.truth import TRUTH_FILE
     from patchmint.storage import open_storage
 
     storage = open_storage(config.output.uri)
     figures = judge_dataset(
         storage, truth, config.models, config.tokenizers[""], written=report.written, progress=_progress
     )
+    whole = open_dataset(config.output.uri, columns=("none",))
+    figures |= judge_warrant(whole, open_truth(str(out / "scenes" / TRUTH_FILE)), progress=_progress)
     with _progress("drawing overlays", min(overlays, report.written)) as step:
         write_overlays(storage, truth, out / "overlays", overlays, step)
     return figures

@@ -163,7 +163,7 @@ def calibrate_command(
         from patchmint.judging.presence import learn_presence
 
         with progress_bar("look again") as progress:
-            seen = learn_presence(opened, open_truth(against), look, most=absent, progress=progress)
+            seen = learn_presence(opened, open_truth(against), look, most=absent, device=device, progress=progress)
         learnt = learnt.model_copy(update={"presence": seen.settings})
         told = (
             f"{seen.phrases:,} things named; absent ones labelled: {seen.absent[0]:.1%} before, {seen.absent[1]:.1%} "

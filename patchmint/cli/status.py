@@ -73,7 +73,7 @@ def _shown(out: str, found: BuildStatus) -> Group:
     if found.images is not None:
         lines.append(f"images   {describe_images(found.images)}")
     if unconfirmed := (found.last_run.get("progress") or {}).get("unconfirmed", 0):
-        lines.append(f"boxes    {unconfirmed} dropped by a second look (labels.presence) in the last run")
+        lines.append(f"phrases  {unconfirmed} that a second look didn't confirm (labels.presence), in the last run")
     if absent := describe_absent(found.absent):
         lines.append(f"besides  {absent}")
     if found.state == "planning":

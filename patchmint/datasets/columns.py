@@ -53,6 +53,7 @@ def with_columns(dataset: Dataset, chosen: Sequence[str] | None, *, check_files:
             )
         try:
             _check_trust(dataset.uri, told, {name: own[name] for name in taken})
+            taken = _trust_over_corrections(told, taken)
         except (LookupError, TypeError) as error:
             raise ShardError(f"{MANIFEST_PATH} of a column of trust isn't of its form: {error!r}") from error
     columns = []
@@ -89,6 +90,33 @@ def _check_trust(uri: str, told: Mapping[str, Mapping[str, Any]], taken: Mapping
                 f"{' '.join(labels) or 'the build'}; choose other columns (--columns, or columns=), or compute trust "
                 f"for these: patchmint trust {uri} --name NAME{''.join(f' --columns {each}' for each in labels)}"
             )
+
+
+def _trust_over_corrections(told: Mapping[str, Mapping[str, Any]], taken: Sequence[str]) -> list[str]:
+    """Columns in order, trust after the corrections that it was computed with: what these say of trust is older."""
+    ordered = [name for name in taken if not _corrected(told, name)]
+    for name in (name for name in taken if name not in ordered):
+        after = max(ordered.index(each) for each in _corrected(told, name)) + 1
+        ordered.insert(after, name)
+    return ordered
+
+
+def _corrected(told: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
+    """The corrections with whose labels a column of trust was computed."""
+    if "trust" not in held(told[name]["layout"]) or told[name]["column"].get("sparse"):
+        return []
+    return [each for each in told[name]["config"]["columns"] if each in told and told[each]["column"].get("sparse")]
+
+
+def trust_is_of(dataset: Dataset) -> frozenset[str]:
+    """The corrections with whose labels a data set's trust was computed."""
+    sparse = {column.name for column in dataset.columns if column.sparse}
+    trusts = [
+        column.dataset.manifest.config["columns"]
+        for column in dataset.columns
+        if not column.sparse and column.dataset.manifest is not None and column.dataset.manifest.layout.trust
+    ]
+    return frozenset(sparse & {name for names in trusts for name in names})
 
 
 def finished_columns(storage: Storage, names: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from patchmint.datasets.column_writer import plan_column, write_column
-from patchmint.datasets.columns import CORRECTIONS
+from patchmint.datasets.columns import CORRECTIONS, trust_is_of
 from patchmint.datasets.dataset import Dataset
 from patchmint.datasets.edits import Edit, edited
 from patchmint.datasets.reader import iter_stored, sample_at
@@ -177,9 +177,30 @@ def corrected(
     if (after, marked) == (before, wrong):
         return None
     back = after == _found(first)
-    made = first if back else with_instances(dataset, sample, after)
+    made = _made(dataset, base, index, (first, sample), after)
     told = (*past, *(edit for _, edit in edits))
     return Corrected(index, made, told, len(edits), marked, not back)
+
+
+def _made(
+    dataset: Dataset,
+    base: Dataset,
+    index: int,
+    states: tuple[StoredSample, StoredSample],
+    found: Sequence[Sequence[FoundDocument]],
+) -> StoredSample:
+    """A sample with other instances; `states` are that of the build, and the present one.
+
+    Trust that was computed after corrections is of what these left, so that state is read again.
+    """
+    first, sample = states
+    trusted = trust_is_of(dataset)
+    if first is sample or not first.key_json.trust:
+        return first if found == _found(first) else with_instances(dataset, sample, found)
+    if trusted:
+        seen = tuple(column for column in dataset.columns if not column.sparse or column.name in trusted)
+        first = sample_at(replace(base, columns=seen), index)
+    return first if found == _found(first) else with_instances(dataset, first, found)
 
 
 def standing(row: Mapping[str, Any]) -> tuple[Edit, ...]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from patchmint.compute.memory import keep_freed_memory
 from patchmint.compute.threads import limit_threads
 from patchmint.config import LabelsConfig, ModelsConfig, TokensConfig
+from patchmint.datasets.dataset import Dataset
 from patchmint.demo import score
 from patchmint.demo.dataset import Truth
 from patchmint.demo.documents import DocumentTruth
@@ -23,7 +24,10 @@ from patchmint.geometry import fit_image
 from patchmint.geometry.rle import Masks, bounding_box, decode_mask
 from patchmint.images.decode import decode_image
 from patchmint.interfaces import Tokens
+from patchmint.judging.calibrate import calibrate
+from patchmint.judging.trust import Trust
 from patchmint.judging.truth import TrueImage
+from patchmint.judging.truth import Truth as TruthOfImages
 from patchmint.labelers.grounded_sam import build_masker, masks_of
 from patchmint.shards.reader import StoredSample
 from patchmint.storage import Storage
@@ -33,6 +37,9 @@ from patchmint.types import RgbImage
 _MASKED, _DRAWN = 50, 24
 # So many scenes settle these two means to the second digit.
 _BATCH = 16
+_WARRANTED = 100
+# In fewer scenes calibration and trust are mostly chance.
+_PLANTED = 0.2
 
 Step = Callable[[int], None]
 
@@ -104,6 +111,34 @@ def judge_documents(
     _check_written(storage, judged, written)
     summary = figures.summary()
     return {name: summary[name.removeprefix("documents_")] for name in DOCUMENT_LIMITS}
+
+
+def judge_warrant(
+    dataset: Dataset, truth: TruthOfImages, *, progress: Callable[[str, int], AbstractContextManager[Step]]
+) -> dict[str, float]:
+    """What scores and trust say of labels, against the truth, as `patchmint calibrate` and `judge --plant` have it.
+
+    Args:
+        dataset: a finished build of scenes.
+        truth: of its images.
+        progress: as for `judge_dataset`.
+
+    Returns:
+        `ece`, of scores that were calibrated on other scenes, and `trust_auroc`, of cheap trust on errors planted into
+        a fifth of the texts; NaN with fewer than 100 scenes.
+
+    Raises:
+        ShardError, StorageError: the data set can't be read.
+    """
+    if dataset.samples < _WARRANTED:
+        return {"ece": float("nan"), "trust_auroc": float("nan")}
+    with progress("calibrating scores", dataset.samples) as step:
+        ece = calibrate(dataset, truth, lambda done, _: step(done)).ece_after
+    with progress("planting errors, and looking for them", dataset.samples) as step:
+        trust = Trust(dataset)
+        trust.count(lambda done, _: step(done))
+        found = trust.trial(_PLANTED).auroc
+    return {"ece": ece, "trust_auroc": float("nan") if found is None else found}
 
 
 def _check_written(storage: Storage, judged: int, written: int) -> None:

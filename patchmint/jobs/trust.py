@@ -147,12 +147,14 @@ def _row(image: StoredImage, trust: list[float], index: int) -> Row:
 def passes_of(dataset: Dataset, device: str = "auto") -> Asks:
     """Asks the detector that made the labels; raises as `write_trust`."""
     from patchmint.compute.devices import pick_device  # with torch
+    from patchmint.compute.memory import keep_freed_memory
     from patchmint.compute.threads import limit_threads
     from patchmint.judging.again import Passes
 
     manifest = dataset.manifest
     assert manifest is not None
     limit_threads()
+    keep_freed_memory()
     told = settings_of(manifest, dataset.uri, uri_of(dataset.storage, f"{COLUMNS}/{NAME}"), {"labels"})
     config = BuildConfig.load(told, {})
     if config.labels is None or not (config.models.segmenter or config.labels.needs_detector):

@@ -1,7 +1,7 @@
 """The same detector asked again: of the image flipped, at another scale, and with the text put in another way.
 
-What it finds each time is compared with the stored boxes (`patchmint.judging.trust`). A label that hangs on one way of
-asking is one to doubt.
+What it finds each time is compared with the stored boxes (`patchmint.judging.evidence`). A label that hangs on one way
+of asking is one to doubt.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from PIL import Image
 from patchmint.annotate.models import AnnotationModels
 from patchmint.config import AnnotatorConfig
 from patchmint.images.decode import decode_image
+from patchmint.judging.evidence import Boxes, Heard
 from patchmint.judging.plant import Label
-from patchmint.judging.trust import Boxes, Heard
 from patchmint.shards.reader import StoredImage
 from patchmint.types import RgbImage, Text
 

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from patchmint.compute.devices import pick_device
+from patchmint.compute.memory import keep_freed_memory
+from patchmint.compute.threads import limit_threads
 from patchmint.config import LabelsConfig, ModelsConfig, PresenceConfig
 from patchmint.config.parsing import parse_settings
 from patchmint.datasets.dataset import Dataset
@@ -123,6 +125,8 @@ def _detector(dataset: Dataset, device: str) -> Detector:
             f"the boxes of {dataset.uri} aren't what a detector found at one look; learn from a data set built with a "
             "detector, and without labels.presence"
         )
+    limit_threads()
+    keep_freed_memory()
     only_boxes = models.model_copy(update={"masker": None})
     detector = build_grounded_sam(only_boxes, labels, pick_device(device), told.get("precision", "auto")).detector
     assert detector is not None

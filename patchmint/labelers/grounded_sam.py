@@ -133,14 +133,15 @@ class GroundedSam:
         texts: Sequence[Sequence[Text]],
         prepared: Sequence[Prepared],
         losses: Sequence[list[Loss]] | None,
-    ) -> tuple[list[Detections], list[int]]:
+    ) -> tuple[list[Detections], list[frozenset[tuple[int, int, int]]]]:
         """Of each image the boxes that come with its texts, and those that are found for the other texts.
 
-        Also how many of the latter a second look took away.
+        Also which phrases of the latter a second look didn't confirm, as `Instances.unconfirmed`.
         """
         given = [given_boxes(each, (image.shape[0], image.shape[1])) for each, image in zip(texts, images, strict=True)]
         asked = [[index for index, text in enumerate(each) if not text.instances] for each in texts]
-        looked, unconfirmed = [index for index, wanted in enumerate(asked) if wanted], [0] * len(images)
+        looked = [index for index, wanted in enumerate(asked) if wanted]
+        unconfirmed: list[frozenset[tuple[int, int, int]]] = [frozenset()] * len(images)
         if self.detector is not None and looked:
             own: list[list[Loss]] = [[] for _ in looked]
             noted = own if losses is not None else None
@@ -150,7 +151,7 @@ class GroundedSam:
             if self.presence is not None:
                 kept = self.presence.kept(self.detector, seen, wanted, found, noted)
                 for index, before, after in zip(looked, found, kept, strict=True):
-                    unconfirmed[index] = len(before.scores) - len(after.scores)
+                    unconfirmed[index] = frozenset(_names(before, asked[index]) - _names(after, asked[index]))
                 found = kept
             for index, detections, lost in zip(looked, found, own, strict=True):
                 numbers = np.array([*asked[index], len(texts[index])])  # the last: of negative phrases
@@ -248,6 +249,12 @@ def masks_of(
         if len(masks) != len(each):
             raise PluginError(f"a masker gave {len(masks)} masks for {len(each)} boxes; it must give one a box")
     return found
+
+
+def _names(found: Detections, texts: Sequence[int]) -> set[tuple[int, int, int]]:
+    """The text and the span of each box, by the numbers of the texts that were asked for."""
+    rows = zip(found.text_index.tolist(), found.spans.tolist(), strict=True)
+    return {(texts[text], start, end) for text, (start, end) in rows}
 
 
 def _once(boxes: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], tuple[int, ...] | None]:

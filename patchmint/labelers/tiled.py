@@ -134,7 +134,7 @@ class TiledSegmenter:
         if not tiles or not len(asked):
             return found
         parts: list[tuple[Tile, Instances]] = []
-        unconfirmed = found.unconfirmed
+        unconfirmed = set(found.unconfirmed)
         for start in range(0, len(tiles), _AT_ONCE):
             some = tiles[start : start + _AT_ONCE]
             wanted = [[texts[index] for index in asked]] * len(some)
@@ -147,7 +147,7 @@ class TiledSegmenter:
                 offset = np.array([tile.left, tile.top, tile.left, tile.top], np.float32)
                 here = answer.boxes + offset
                 has = tile.has(here)
-                unconfirmed += answer.unconfirmed
+                unconfirmed |= {(int(asked[text]), start, end) for text, start, end in answer.unconfirmed}
                 if len(whole := np.flatnonzero(has)):
                     parts.append((tile, _moved(answer.only(whole), here[whole], asked, tile, size)))
                 if losses is not None:
@@ -155,7 +155,9 @@ class TiledSegmenter:
                     numbers = np.array([*asked, len(texts)])  # the last: of negative phrases
                     losses += [each.moved(numbers, offset) for each in (*lost, Loss("tile-edge", cut))]
         everything = Tile.of(1 + max(tile.side for tile in tiles), 0, 0, *size, size)
-        return replace(_merged([(everything, found), *parts], tiles, asked, losses), unconfirmed=unconfirmed)
+        merged = _merged([(everything, found), *parts], tiles, asked, losses)
+        there = np.concatenate([merged.text_index[:, None], merged.spans], axis=1).tolist()
+        return replace(merged, unconfirmed=frozenset(unconfirmed - {tuple(name) for name in there}))
 
     def rehearse(
         self,

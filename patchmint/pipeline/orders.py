@@ -95,7 +95,7 @@ class UnitResult:
         won: False if another driver had committed the unit already.
         batch_size: images that the models took at once, in the end.
         dark: images that are nearly black because nothing says which of their 16 bits are in use.
-        unconfirmed: boxes that a second look took away (`labels.presence`), of samples that aren't `saved`.
+        unconfirmed: phrases that a second look didn't confirm (`labels.presence`), of samples that aren't `saved`.
         profile: None unless it was asked for.
     """
 

@@ -23,8 +23,7 @@ from patchmint.config import LabelsConfig, ModelsConfig, PresenceConfig, TokensC
 from patchmint.demo import FRESH_SEED
 from patchmint.demo.scenes import MAX_OBJECTS, Harder, Scene, make_scene
 from patchmint.demo.score import psnr
-from patchmint.demo.shapes import COLOURS, FILLS, SHAPES
-from patchmint.demo.texts import plural
+from patchmint.demo.texts import DEMO_PRESENCE
 from patchmint.features.model import load_vit, untrained_vit
 from patchmint.geometry import grid_preset
 from patchmint.geometry.processing import fit_image
@@ -47,11 +46,6 @@ _EDGE_SIZES: tuple[Size, ...] = (
     *((97, 411), (411, 97), (160, 544), (160, 824), (824, 160), (160, 1280), (1280, 160), (160, 1600), (1600, 160)),
     *((32, 32), (48, 48), (64, 64), (96, 96), (1600, 1600), (2400, 3200)),
 )
-
-DEMO_PRESENCE = PresenceConfig(
-    alternatives=(tuple(COLOURS), SHAPES, tuple(map(plural, SHAPES)), FILLS), margins=(None, 1.5, 2.5), threshold=-0.1
-)
-"""A second look for the demo models; its numbers were chosen on scenes of `TUNING_SEED`."""
 
 Table = Mapping[str, Mapping[str, float]]
 """Figures by name, by setting."""

@@ -533,9 +533,9 @@ class _InWork:
 
 
 def _unconfirmed_in(answers: Sequence[Answer | None]) -> int:
-    """How many boxes a second look took away in a sample's images."""
+    """How many phrases a second look didn't confirm in a sample's images."""
     found = [each.instances for each in answers if isinstance(each, ModelAnswers)]
-    return sum(each.unconfirmed for each in found if each is not None)
+    return sum(len(each.unconfirmed) for each in found if each is not None)
 
 
 def _reasons(rejects: Sequence[Reject]) -> dict[str, int]:
