@@ -11,8 +11,8 @@ labels. `--keep FOLDER` keeps what was built, and takes what is there.
 `f1_all`, `f1_trusted`: F1 of patches with them, of all texts and of the trusted 80 % (`_cheap`: by cheap trust).
 `f1_built_...`: the same without planted errors; `full` trust, calibrated on the other scenes (`_unjudged`: without).
 `ece`: of scores calibrated on the other scenes, with `ece_floor`: what it would be if they were exactly right.
-`absent`: absent things labelled after a second look (`labels.presence`), whose thresholds were learnt on the other
-scenes, with `f1` and `missed` things; `..._one_look`: without it.
+`absent`: absent things labelled after a second look (as in `patchmint demo --second-look`), with `f1`
+and `missed` things, on three times as many scenes of a third seed; `..._one_look`: without it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from patchmint.datasets.dataset import Dataset, open_dataset
 from patchmint.datasets.reader import iter_stored
 from patchmint.datasets.rows import iter_tables
 from patchmint.demo.dataset import obtain_scenes
-from patchmint.demo.texts import DEMO_PRESENCE
+from patchmint.demo.texts import SECOND_LOOK
 from patchmint.jobs.build import run_build
 from patchmint.jobs.trust import passes_of, write_trust
 from patchmint.jobs.truths import open_truth
@@ -43,7 +43,6 @@ from patchmint.judging.calibrate import fit
 from patchmint.judging.judge import Judge, judge_images
 from patchmint.judging.metrics import Floats, calibration_error, reliability
 from patchmint.judging.plant import Planted, Planter, found_of
-from patchmint.judging.presence import learn_presence
 from patchmint.judging.trust import Known, Trust
 from patchmint.judging.truth import ImageName, Truth
 from patchmint.shards.endings import DOCUMENT
@@ -82,7 +81,7 @@ def main() -> None:
                 figures |= trusted(fit_on, judged_on)
         if "absent" in options.parts:
             with timed("taking a second look"):
-                figures |= absent(fit_on, folder / "absent", ABSENT_TIMES * options.scenes)
+                figures |= absent(folder / "absent", ABSENT_TIMES * options.scenes)
         if {"planted", "selector"} & set(options.parts):
             with timed("planting errors, and looking for them"):
                 figures |= found_again(judged_on)
@@ -149,17 +148,12 @@ def scores_of(fit_on: Path, judged_on: Path) -> dict[str, float]:
     }
 
 
-def absent(fit_on: Path, folder: Path, count: int) -> dict[str, Any]:
-    """What is labelled though it isn't there, of one look and of two: thresholds come from other scenes.
-
-    There are few absent things in a scene, so there are more scenes.
-    """
-    learnt = learn_presence(clean(fit_on), truth_of(fit_on), DEMO_PRESENCE, device="cpu")
-    looks: dict[str, object] = {"_one_look": None, "": learnt.settings.model_dump(mode="json", exclude_defaults=True)}
-    figures: dict[str, Any] = {"threshold": learnt.settings.threshold}
-    for name, presence in looks.items():
+def absent(folder: Path, count: int) -> dict[str, Any]:
+    """What is labelled though it isn't there, of one look and of two. Few things are absent: there are more scenes."""
+    figures: dict[str, Any] = {}
+    for name, labels in (("_one_look", {}), ("", SECOND_LOOK)):
         judging = Judge(replicates=1000)
-        build(folder, ABSENT_SEED, count, f"dataset{name}", {"labels": {"presence": presence}, "tokens": None})
+        build(folder, ABSENT_SEED, count, f"dataset{name}", {"labels": labels, "tokens": None})
         judge_images(judging, open_dataset(folder / f"dataset{name}"), truth_of(folder))
         told, ends = judging.figures(), judging.intervals()
         figures |= {f"{own}{name}": told[of] for own, of in NAMES.items()}

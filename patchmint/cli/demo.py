@@ -60,7 +60,7 @@ def demo(
     """
     from patchmint.demo.dataset import obtain_scenes
     from patchmint.demo.score import DOCUMENT_LIMITS, LIMITS
-    from patchmint.demo.texts import DEMO_PRESENCE
+    from patchmint.demo.texts import SECOND_LOOK
     from patchmint.jobs.build import run_build
 
     started = time.monotonic()
@@ -70,7 +70,7 @@ def demo(
         say(f"warning: the models were trained or tuned on scenes of seed {seed}; fresh ones may do worse")
     out = out.expanduser().absolute()
     count = scenes // _SCENES_A_DOCUMENT if documents is None else documents
-    labels = {"presence": DEMO_PRESENCE.model_dump(mode="json")} if second_look else {}
+    labels = SECOND_LOOK if second_look else {}
     config = _config(
         {"kind": "coco", "uri": str(out / "scenes"), "texts": "caption"}, out / "dataset", workers, grid, labels
     )
@@ -130,7 +130,7 @@ def _config(
             "output": {"uri": str(dataset), "samples_per_shard": _SAMPLES_PER_SHARD},
             "grid": grid,
             "models": DEMO,
-            "labels": labels,
+            "labels": dict(labels),
             "runner": {"kind": "local", "workers": workers},
         }
     )

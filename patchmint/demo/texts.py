@@ -7,8 +7,9 @@ always true, and hold between phrases that are clear without them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -172,6 +173,11 @@ DEMO_PRESENCE = PresenceConfig(
     alternatives=(tuple(COLOURS), SHAPES, tuple(map(plural, SHAPES)), FILLS), margins=(None, 1.5, 2.5), threshold=-0.1
 )
 """A second look (`labels.presence`) for the demo models; its numbers were chosen on scenes that were only tuned on."""
+
+SECOND_LOOK: Mapping[str, object] = MappingProxyType(
+    {"presence": DEMO_PRESENCE.model_dump(mode="json", exclude_defaults=True), "box_threshold": 0.30}
+)
+"""Settings of labels with it. The first look can be less strict then: it finds more of what is there."""
 
 
 def _article(name: _Name) -> str:
