@@ -21,6 +21,7 @@ pytestmark = pytest.mark.kill
 
 SCRIPTS = 3
 """How many scripts share the states: a driver that takes over a lease sleeps half a second."""
+SCENES = ("fresh", "committed", "replaced")
 TEXTS = [f"thing number {place}" for place in range(9)]
 DAMAGED = (2,)
 REJECTS = {"image-damaged": 1}
@@ -32,13 +33,32 @@ REJECTS = {"image-damaged": 1}
 
 
 def killed_in_every_state(config, whole, folder, scene, share):
-    """Kill a build in each state of the disk in turn, go on with it, compare; how many steps and states there are.
+    """Kill a build in each recorded state of the disk in turn, go on with it, compare; how many steps and states.
 
-    `whole` is the output of an undisturbed build. What is killed: "fresh", a new build; "committed", one that finds a
-    unit committed but not published; "replaced", one that finds the plan of other settings, and what was begun with it.
+    `whole` is the output of an undisturbed build.
     """
     expected = builds.digests(whole)
-    begun = folder / "begun"
+    states = json.loads((folder / f"{scene}.json").read_text())
+    first_steps = sorted({state: number for number, state in reversed([*enumerate(states)])}.values())
+    for number in first_steps[share::SCRIPTS]:
+        out = folder / f"{scene}-{number}"
+        if scene != "fresh":
+            shutil.copytree(folder / scene, out)
+        assert builds.exit_code(builds.fork(partial(_killed, config, out, number))) == -signal.SIGKILL, number
+        _check_same_state(_state(out), states[number], f"killed before step {number}")
+        assert builds.exit_code(builds.fork(partial(_gone_on, config, out, expected, scene))) == 0, number
+        shutil.rmtree(out)
+    return len(states), len(first_steps)
+
+
+def record_states(config, folder, scene):
+    """Write which state of the disk a build finds before each step, to FOLDER/SCENE.json.
+
+    The build is "fresh"; or "committed", one that finds a unit committed but not published; or "replaced", one that
+    finds the plan of other settings, and what was begun with it. What they find is in FOLDER/SCENE. Of these two only
+    the steps before they write a shard count: the others are as in the first.
+    """
+    begun, out = folder / scene, folder / f"{scene}-watched"
     if scene == "committed":
         assert builds.exit_code(builds.fork(lambda: _killed_when_committed(config, begun))) == -signal.SIGKILL
         assert (begun / "commits" / "000001.json").exists()
@@ -47,17 +67,20 @@ def killed_in_every_state(config, whole, folder, scene, share):
         assert builds.exit_code(builds.fork(lambda: _killed_with_other_settings(config, begun))) == -signal.SIGKILL
         assert builds.is_mid_shard(begun)
         assert not builds.committed(begun)
-    states = _states_before_steps(config, folder, scene, begun)
-    first_steps = sorted({state: number for number, state in reversed([*enumerate(states)])}.values())
-    for number in first_steps[share::SCRIPTS]:
-        out = folder / f"{number}"
-        if scene != "fresh":
-            shutil.copytree(begun, out)
-        assert builds.exit_code(builds.fork(partial(_killed, config, out, number))) == -signal.SIGKILL, number
-        _check_same_state(_state(out), states[number], f"killed before step {number}")
-        assert builds.exit_code(builds.fork(partial(_gone_on, config, out, expected, scene))) == 0, number
-        shutil.rmtree(out)
-    return len(states), len(first_steps)
+    if scene != "fresh":
+        shutil.copytree(begun, out)
+    steps = []
+
+    def on_step(when, name):
+        if when == "before":
+            steps.append((name, _state(out)))
+
+    import faults
+
+    faults.watch(on_step)
+    builds.build_here(config, out)
+    names, states = zip(*steps, strict=True)
+    (folder / f"{scene}.json").write_text(json.dumps(states[: None if scene == "fresh" else names.index("write")]))
 
 
 def _check_same_state(left, recorded, when):
@@ -135,25 +158,6 @@ def _gone_on(config, out, expected, scene="fresh"):
     assert list(verify(open_storage(out))) == []
 
 
-def _states_before_steps(config, folder, scene, begun):
-    """Of a fresh build all; of one on top of another, those before it writes a shard: the others are the same."""
-    out, told = folder / "watched", folder / "states"
-    if scene != "fresh":
-        shutil.copytree(begun, out)
-
-    def record():
-        import faults
-
-        steps = []
-        faults.watch(lambda when, name: steps.append((name, _state(out))) if when == "before" else None)
-        builds.build_here(config, out)
-        names = [name for name, _ in steps]
-        told.write_text(json.dumps([state for _, state in steps][: None if scene == "fresh" else names.index("write")]))
-
-    assert builds.exit_code(builds.fork(record)) == 0
-    return json.loads(told.read_text())
-
-
 def full_at_any_moment(config, whole, disk):
     """Build on a disk of each size that is too small, then make it larger and go on; returns the number of sizes."""
     expected = builds.digests(whole)
@@ -209,6 +213,9 @@ def undisturbed(tmp_path_factory):
 
 
 def test_killed_in_every_state(undisturbed, tmp_path):
+    config, _ = undisturbed
+    for script in [in_a_script("record", config, tmp_path, scene) for scene in SCENES]:
+        answer(script)
     scripts = [in_a_script("killed", *undisturbed, tmp_path, share) for share in range(SCRIPTS)]
     for script in scripts:
         counts = answer(script)
@@ -369,11 +376,11 @@ def test_a_sample_that_hangs_is_rejected_and_the_others_are_written(tmp_path):
 if __name__ == "__main__":
     what, given, *paths = sys.argv[1:]
     with builds.warmed():
-        if what == "killed":
+        if what == "record":
+            record_states(Path(given), Path(paths[0]), paths[1])
+        elif what == "killed":
             whole, folder, share = paths
-            for scene in ("fresh", "committed", "replaced"):
-                room = Path(folder) / f"{scene}-{share}"
-                room.mkdir()
-                print(*killed_in_every_state(Path(given), Path(whole), room, scene, int(share)))
+            for scene in SCENES:
+                print(*killed_in_every_state(Path(given), Path(whole), Path(folder), scene, int(share)))
         else:
             print(full_at_any_moment(Path(given), *map(Path, paths)))

@@ -150,29 +150,29 @@ def test_switches(browser, gallery):
         assert page.url.endswith("#show=masks%2Cdecoded")
 
 
-def test_patches_as_labelled_and_at_a_ratio(browser, gallery):
-    with page_of(browser, gallery, "#show=patches") as page:
+def test_patches_as_labelled_and_at_a_ratio(browser, on_disk):
+    with page_of(browser, on_disk, "#show=patches") as page:
         for position in (0, 3, 11):
-            sample, place = gallery.samples[position], f".card >> nth={position}"
+            sample, place = on_disk.samples[position], f".card >> nth={position}"
             np.testing.assert_array_equal(is_kept(cells_of(pixels(page, place))), sample.selector[0] == 1)
             assert f"{sample.selector[0].sum()}/64 kept" in page.locator(place).inner_text()
         page.locator("#keep-on").check()
         for percent in (25, 0, 3, 70, 100):
             page.locator("#keep").fill(str(percent))
             for position in (0, 11):
-                wanted = best_patches(gallery.samples[position].coverage[0], percent)
+                wanted = best_patches(on_disk.samples[position].coverage[0], percent)
                 shown = is_kept(cells_of(pixels(page, f".card >> nth={position}")))
                 np.testing.assert_array_equal(shown, wanted)
                 assert f"{wanted.sum()}/64 kept" in page.locator(".card").nth(position).inner_text()
         assert "keep=100" in page.url
-        visit(page, gallery, "#show=patches&keep=25&sample=11&text=1")
+        visit(page, on_disk, "#show=patches&keep=25&sample=11&text=1")
         assert "kept 16 of 64 patches" in page.locator("#detail").inner_text()
         shown = is_kept(cells_of(pixels(page, "#detail")))
-        np.testing.assert_array_equal(shown, best_patches(gallery.samples[11].coverage[1], 25))
+        np.testing.assert_array_equal(shown, best_patches(on_disk.samples[11].coverage[1], 25))
 
 
-def test_overlays_lie_where_they_should(browser, gallery):
-    with page_of(browser, gallery, "#show=patches") as page:
+def test_overlays_lie_where_they_should(browser, on_disk):
+    with page_of(browser, on_disk, "#show=patches") as page:
         canvas = pixels(page, ".card >> nth=1").astype(int)
         height, width = canvas.shape[:2]
         assert width / height == pytest.approx(WIDTH / HEIGHT, rel=0.02)
@@ -181,7 +181,7 @@ def test_overlays_lie_where_they_should(browser, gallery):
         assert (outside[..., 3] > 190).all()  # hatched: the encoder doesn't see it
         assert (outside[..., 0] > 60).any()
         assert (canvas[:, left + 2 : right - 2, 3] < 190).mean() > 0.6
-        kept = gallery.samples[1].selector[0]
+        kept = on_disk.samples[1].selector[0]
         row, col = next(
             (r, c) for r in range(CELLS) for c in range(CELLS) if kept[r, c] and (c == 0 or not kept[r, c - 1])
         )
@@ -189,9 +189,9 @@ def test_overlays_lie_where_they_should(browser, gallery):
         y = round((row + 0.5) * height / CELLS)
         np.testing.assert_allclose(canvas[y, edge], (64, 255, 180, 255), atol=2)  # the border begins on the cell's edge
 
-        visit(page, gallery, "#show=boxes")
+        visit(page, on_disk, "#show=boxes")
         canvas = pixels(page, ".card >> nth=1").astype(int)
-        for phrase, colour in zip(gallery.samples[1].document.phrases, PALETTE, strict=False):
+        for phrase, colour in zip(on_disk.samples[1].document.phrases, PALETTE, strict=False):
             x0, y0, x1, y1 = (round(v * width / WIDTH) for v in phrase.box)
             # Half way down on the outer side, where nothing else is drawn.
             x, y = x0 if colour == PALETTE[0] else x1, (y0 + y1) // 2
@@ -243,8 +243,8 @@ def test_filters_and_order(browser, on_disk):
         )
 
 
-def test_filters_by_hand(browser, gallery):
-    with page_of(browser, gallery) as page:
+def test_filters_by_hand(browser, on_disk):
+    with page_of(browser, on_disk) as page:
         page.locator("#query").fill("park with a dog")
         until(page, "document.getElementById('hits').textContent.includes('hits')")
         settle(page)
@@ -254,7 +254,7 @@ def test_filters_by_hand(browser, gallery):
         settle(page)
         count = sum(
             "park with a dog" in sample.document.texts[0] and any(p.score >= 0.7 for p in sample.document.phrases)
-            for sample in gallery.samples
+            for sample in on_disk.samples
         )
         assert count > 0
         assert f"{count} hits" in page.locator("#hits").inner_text()
@@ -306,16 +306,16 @@ def test_pages_and_keyboard(browser, gallery):
         assert not page.locator("#help").is_visible()
 
 
-def test_links_hold_everything(browser, gallery):
+def test_links_hold_everything(browser, on_disk):
     link = "#page=2&per=36&q=dog&share=1-90&sort=share&keep=40&show=patches%2Cheat&theme=dark&sample=20&text=1"
-    with page_of(browser, gallery, link) as page:
+    with page_of(browser, on_disk, link) as page:
         assert "s0020" in page.locator("#detail-key").inner_text()
         for place, value in (("query", "dog"), ("keep", "40"), ("share-from", "1"), ("sort", "share")):
             assert page.locator(f"#{place}").input_value() == value
         assert page.evaluate("document.documentElement.dataset.theme") == "dark"
         assert page.evaluate("patchmint.addressOf({})") == link
     nonsense = "#page=-3&per=7&share=a-b&sort=evil&keep=1000&show=%3Cscript%3E&sample=99999&text=x&theme=pink"
-    with page_of(browser, gallery, nonsense) as page:
+    with page_of(browser, on_disk, nonsense) as page:
         assert positions(page) == list(range(24))
         assert page.evaluate("patchmint.addressOf({})") == "#show="
 
@@ -345,8 +345,8 @@ CLOSE = "document.getElementById('detail').close();"
 
 
 @pytest.mark.parametrize("then", ["location.hash = '#sample=5'", "patchmint.set({ sample: 5 })"])
-def test_another_sample_opened_at_once(browser, gallery, then):
-    with page_of(browser, gallery, "#sample=2") as page:
+def test_another_sample_opened_at_once(browser, on_disk, then):
+    with page_of(browser, on_disk, "#sample=2") as page:
         page.evaluate(f"{{ {CLOSE} {then} }}")
         settle(page)
         until(page, "document.getElementById('detail-key').textContent === 's0005'")

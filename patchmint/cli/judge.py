@@ -122,7 +122,9 @@ def calibrate_command(
             help="Learn the like for `patchmint trust --calibration`, too; full: from passes of the detector."
         ),
     ] = "off",
-    device: Annotated[str, typer.Option(help="Where --trust full runs: auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="Where --trust full and --presence run: auto, cpu, cuda or cuda:N.")
+    ] = "auto",
     presence: Annotated[
         str | None,
         typer.Option(

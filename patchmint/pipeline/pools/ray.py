@@ -36,6 +36,8 @@ _PULSE_SECONDS = 5.0
 _END_SECONDS = 10.0
 _NEWS_SECONDS = 0.5
 _BOARD_SECONDS = 10.0
+_PING_SECONDS = 0.5
+"""Between questions whether an unavailable actor lives: while its node, or the cluster, is gone each fails at once."""
 _LOST_SECONDS = 45.0
 """Without an answer for so long the cluster counts as lost. After 60 s Ray ends the driver without a word to it."""
 _CANNOT_START = "error raised in its creation task"
@@ -113,6 +115,7 @@ class RayPool:
         self._warn = warn
         self._actors: dict[int, Any] = {}
         self._pending: dict[Any, int] = {}
+        self._unavailable: dict[int, float] = {}  # since when
         self._news: Any = None
         self._news_at = 0.0
         self._loaded: set[int] = set()
@@ -148,6 +151,7 @@ class RayPool:
         """
         self._pulse.check()
         self._say_waiting()
+        self._ping()
         news = self._take_news()
         if news or not self._pending:
             time.sleep(0 if news else seconds)
@@ -236,7 +240,7 @@ class RayPool:
         except ActorUnavailableError:
             # The connection broke. Whether the process died, its node, or neither, is known some seconds later; to take
             # it for an accident would let a sample kill for ever.
-            self._pending[self._actors[worker].ping.remote()] = worker
+            self._unavailable[worker] = time.monotonic()
             return None
         except RayError as error:
             raised = isinstance(error, RayTaskError) and worker not in self._loaded
@@ -255,12 +259,19 @@ class RayPool:
             self._loaded.add(worker)
         return event
 
+    def _ping(self) -> None:
+        due = [worker for worker, since in self._unavailable.items() if time.monotonic() - since > _PING_SECONDS]
+        for worker in due:
+            del self._unavailable[worker]
+            self._pending[self._actors[worker].ping.remote()] = worker
+
     def _bury(self, worker: int, *, innocent: bool, message: str) -> Died:
         self._kill(worker)
         return Died(worker, innocent=innocent, message=message)
 
     def _kill(self, worker: int) -> None:
         self._loaded.discard(worker)
+        self._unavailable.pop(worker, None)
         actor = self._actors.pop(worker, None)
         self._pending = {ref: asked for ref, asked in self._pending.items() if asked != worker}
         if actor is not None and not self._pulse.lost:  # or each call would wait for an answer
