@@ -80,6 +80,21 @@ from patchmint.pipeline.worker.work import Worker
 if os.environ["PATCHMINT_TEST_NODE"] == Path(os.environ["TELL"], "bad-node").read_text():
     Worker.do = lambda self, order: os._exit(1)
 """
+# A driver whose threads for Ray's logs and errors ask a cluster that is gone with pauses. Ray's own take two cores.
+PATIENT = """
+import runpy, time
+import ray._raylet
+def patient(kind):
+    class Patient(kind):
+        def poll(self, timeout=None):
+            news = super().poll(timeout)
+            time.sleep(0.05)
+            return news
+    return Patient
+for name in ("GcsLogSubscriber", "GcsErrorSubscriber"):
+    setattr(ray._raylet, name, patient(getattr(ray._raylet, name)))
+runpy.run_module("patchmint", run_name="__main__", alter_sys=True)
+"""
 # In a worker: a programming error.
 BROKEN = """
 from patchmint.pipeline.worker.work import Worker
@@ -169,6 +184,8 @@ class Driver:
 
     def __init__(self, cluster, out, options, **for_workers):
         driver_env, prefix = for_workers.pop("driver_env", {}), for_workers.pop("prefix", [])
+        code = for_workers.pop("code", "")
+        command = [sys.executable, "-c", code, "build"] if code else BUILD
         cold = for_workers.pop("cold", "package" in for_workers)
         python = {} if cold else {"py_executable": warm.EXECUTABLE}
         job = {"runtime_env": {"env_vars": worker_env(cluster, **for_workers)} | python}
@@ -178,7 +195,7 @@ class Driver:
         self._log = cluster.folder / f"{out.name}.log"
         start = subprocess.Popen if prefix else warm.Python
         with self._log.open("ab") as log:
-            self.process = start([*prefix, *BUILD, *options], cwd=cwd, env=env, stdout=log, stderr=log)
+            self.process = start([*prefix, *command, *options], cwd=cwd, env=env, stdout=log, stderr=log)
         self.started.append(self.process)
 
     @property
@@ -455,8 +472,8 @@ def test_waits_for_min_actors_and_takes_the_node_that_comes_late(cluster, source
 def test_lost_cluster_ends_the_driver(cluster, source):
     """One driver in the middle of a unit, one whose workers nothing can place."""
     lost, waits = cluster.folder / "lost", cluster.folder / "waiting"
-    busy = Driver(cluster, lost, [*settings(source, lost), *on_ray(min_actors=2)], sleep=15)
-    waiting = Driver(cluster, waits, [*settings(source, waits), *on_ray(num_cpus=64)])
+    busy = Driver(cluster, lost, [*settings(source, lost), *on_ray(min_actors=2)], sleep=15, code=PATIENT)
+    waiting = Driver(cluster, waits, [*settings(source, waits), *on_ray(num_cpus=64)], code=PATIENT)
     wait_until(lambda: busy.at_work(2), 60, "two workers write shards")
     wait_until(lambda: len(cluster.actors()) == 4, 60, "the waiting driver has asked for its workers")
     cluster.head.kill()

@@ -15,7 +15,7 @@ import pytest
 import warm
 from builds import build_here, check_files, committed, digests, make_config, make_input, patchmint, run
 from shard_data import joined, stored
-from test_build_kill import _check_same_state, _killed, _state, _states_before_steps
+from test_build_kill import _check_same_state, _killed, _state, record_states
 from typer.testing import CliRunner
 
 from patchmint.annotate.models import AnnotationModels
@@ -410,8 +410,9 @@ def forked(work, *arguments, patience=20):
 def test_killed_and_gone_on_with_it_ends_with_the_same_bytes(job, relabelling, every):
     """The protocol is that of builds (`test_build_kill`): a few of its states do."""
     folder, config, expected = job
-    states = _states_before_steps(config, folder, "fresh", None)
-    (folder / "states").unlink()
+    assert builds.exit_code(builds.fork(partial(record_states, config, folder, "fresh"))) == 0
+    states = json.loads((folder / "fresh.json").read_text())
+    (folder / "fresh.json").unlink()
     first_steps = sorted({state: number for number, state in reversed([*enumerate(states)])}.values())
     assert len(first_steps) > 40
     for number in first_steps[3::every]:
