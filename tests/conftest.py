@@ -11,11 +11,16 @@ import pytest
 import warm
 from flaky_proxy import flaky_proxy
 from hub_server import hub_server
+from hypothesis import settings
 from s3_server import end_shared_server, shared_server
 
 from patchmint.storage import open_storage
 
 pytest_plugins = ["longest_first"]
+
+# how long an example takes is the machine's affair
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # the Hub's client reads it when it is imported; the tests' Hub doesn't speak Xet
 os.environ["HF_HUB_DISABLE_XET"] = "1"

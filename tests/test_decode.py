@@ -458,7 +458,7 @@ def test_a_truncated_file_never_gives_part_of_a_picture(kind, files):
 
 @pytest.mark.parametrize("kind", FILE_FORMATS)
 @given(data=st.data())
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=120, derandomize=True)
 def test_bytes_flipped_and_cut_give_an_image_or_a_named_error(kind, files, data):
     content = bytearray(files[kind])
     # Most flips hit the header, where the structure is.
@@ -470,7 +470,7 @@ def test_bytes_flipped_and_cut_give_an_image_or_a_named_error(kind, files, data)
 
 
 @given(content=st.binary(max_size=200), start=st.sampled_from([b"\xff\xd8\xff", b"GIF89a", b"BM", b"RIFF1234WEBPVP8X"]))
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 def test_noise_after_a_magic_number(content, start):
     _check_image_or_named_error(start + content)
 

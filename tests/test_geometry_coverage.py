@@ -117,7 +117,7 @@ def grids(draw):
     return PatchGrid(rows, cols, patch, fit, size, canvases)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     grid=grids(),
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),

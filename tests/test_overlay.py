@@ -222,7 +222,7 @@ class Recorder(ImageDraw.ImageDraw):
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 def test_labels_stay_in_the_picture_and_off_each_other(data: st.DataObject) -> None:
     width, height = data.draw(st.integers(1, 500)), data.draw(st.integers(1, 300))
     xs, ys = st.integers(0, width - 1), st.integers(0, height - 1)
@@ -399,7 +399,7 @@ def test_the_photograph_stands_beside_the_overlay(size: tuple[int, int]) -> None
 
 
 @given(text=st.text(max_size=300), start=st.integers(-5, 310), end=st.integers(-5, 310))
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 def test_any_text_gives_a_picture(text: str, start: int, end: int) -> None:
     image = np.full((40, 60, 3), GREY, dtype=np.uint8)
     phrases = [Phrase(text, 0, (start, end), (3, 4, 30, 30), 0.5)]

@@ -78,7 +78,7 @@ def test_an_id_may_be_what_another_ids_key_is_or_look_like_a_mark_or_like_anothe
     assert len(set(found)) == 3
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(hostile_ids, max_size=30), st.integers(1, 7))
 def test_keys_are_lawful_and_unique(ids, unit):
     found = planned_keys(ids, unit)

@@ -94,7 +94,7 @@ def small_sections(monkeypatch):
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_skipping_file_reads_what_is_there(data):
     content = random.Random(0).randbytes(300_000)
     ranges = []

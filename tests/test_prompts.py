@@ -75,7 +75,7 @@ def test_nothing_readable_is_no_prompt(text):
     assert phrase_prompts(Text(text), VOCABULARY) == []
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from([*WORDS, "fox.", "dog,", "ok?"]), min_size=1, max_size=300))
 def test_long_texts_lose_nothing_and_cut_no_word(words):
     text = " ".join(words)
@@ -194,7 +194,7 @@ def test_a_file_that_is_no_vocabulary(tmp_path):
         Vocabulary.from_file(tmp_path / "vocab.bin")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.sampled_from([*WORDS, ".", "?", ",", "fox."]), min_size=1, max_size=30))
 def test_masks_and_positions_are_upstreams(words):
     with warnings.catch_warnings():

@@ -135,7 +135,7 @@ def test_workers_that_are_let_go_are_not_missed():
     assert seen[-1] == (2, 2)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     samples=st.integers(1, 40),
     killers=st.sets(st.tuples(st.integers(0, 2), st.integers(0, 39)), max_size=4),

@@ -24,7 +24,7 @@ def whole(one, epoch):
 
 
 @given(st.lists(SHARDS, min_size=1, max_size=3), st.integers(1, 20), st.booleans(), st.integers(0, 3))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_every_sample_once_an_epoch(counts, window, shuffle, epoch):
     places = whole(order(counts, window=window, shuffle=shuffle), epoch)
     wanted = {(number, index) for number, one in enumerate(counts) for index in range(sum(one))}
@@ -36,7 +36,7 @@ def test_every_sample_once_an_epoch(counts, window, shuffle, epoch):
 @given(
     st.lists(SHARDS, min_size=1, max_size=3), st.lists(st.integers(1, 30), min_size=3, max_size=3), st.integers(1, 9)
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_draws_are_exact_and_a_data_set_goes_on_where_it_stopped(counts, draws, window):
     draws = draws[: len(counts)]
     one = order(counts, draws, window=window)
@@ -53,7 +53,7 @@ def test_draws_are_exact_and_a_data_set_goes_on_where_it_stopped(counts, draws, 
 
 
 @given(st.lists(SHARDS, min_size=1, max_size=3), st.data())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_any_positions_alone_are_as_in_the_whole(counts, data):
     one = order(counts)
     positions = data.draw(st.lists(st.integers(0, one.samples - 1), min_size=1, max_size=20))
