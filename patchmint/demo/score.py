@@ -70,8 +70,8 @@ LIMITS: Mapping[str, Limit] = MappingProxyType(
         "mask_iou": Limit(0.85, "masks of true boxes, IoU"),
         "psnr": Limit(22.0, "pictures drawn from their codes", unit="dB"),
         "codes_used": Limit(0.5, "codes of the codebook that occur"),
-        "ece": Limit(0.05, "calibrated scores against the share of boxes that are right", most=True),
-        "trust_auroc": Limit(0.80, "planted errors found without truth or model (patchmint trust), AUROC"),
+        "ece": Limit(0.05, "calibrated scores against how many are right", most=True),
+        "trust_auroc": Limit(0.80, "planted errors that cheap trust finds, AUROC"),
     }
 )
 """By figure, in the order of the table."""
