@@ -29,7 +29,7 @@ SIZE = (640, 480)
 LAYOUT = Layout(
     grid=GridLayout(rows=24, cols=24, patch_px=14, fit="pad"),
     min_coverage=0.0,
-    tokens=TokensLayout(member="vqgan", grid=CELLS, codebook_sizes=(CODES,), preprocessing="pad-256-bicubic"),
+    tokens=TokensLayout(member="vqgan", grid=CELLS, codebook_sizes=(CODES,), preprocessing="crop-256-bicubic"),
     notice="",
 )
 
@@ -125,6 +125,7 @@ def made_up_rows(first: int, count: int, rng: np.random.Generator, drawn: np.nda
         "phrases": lists(twos, phrases, "phrases"),
         "phrase_texts": lists(twos, pa.array(np.zeros(2 * count, np.int32)), "phrase_texts"),
         "scores": lists(twos, pa.array(rng.random(2 * count, np.float32)), "scores"),
+        "origins": lists(twos, pa.array(["model"] * 2 * count), "origins"),
         "codes": lists(ends, pa.array(codes.ravel()[starts]), "codes"),
         "code_counts": lists(ends, pa.array(repeats), "code_counts"),
         "source_name": pa.array([""] * count),

@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from builds import benchmark_modules
 from inspect_data import answer, edit_column, inspect, refusal, texted, with_tokens
 from PIL import Image
 from shard_data import LAYOUT, finish, make_dataset, make_reject, make_sample, on_a_store, stored, write_shard
@@ -481,3 +482,12 @@ def test_drawings_of_characters():
     assert heat_map([[0.0, 0.0]], 80) == ["    "]
     assert spark_line([0, 1, 100, 50]) == " ▁█▄"
     assert [bar(share, 4) for share in (0, 1 / 32, 0.5, 1, 7)] == ["", "▏", "██", "████", "████"]
+
+
+def test_what_benchmarks_ask_is_a_data_set(tmp_path):
+    """`benchmarks/inspection.py` makes up sidecars by hand: they have all columns, and only real samples are read."""
+    (data,) = benchmark_modules("inspection_data")
+    large, (key, *_) = data.make_samples(tmp_path / "large", 80, 2)
+    assert answer("show", large, key)["document"]["key"] == key
+    assert told(large, data.CODE)["images"] >= 40
+    assert answer("ls", data.make_shards(tmp_path / "plain", 3))
