@@ -47,7 +47,7 @@ def demo(
     second_look: Annotated[
         bool,
         typer.Option(
-            "--second-look", help="Build with labels.presence, which drops what isn't there; takes some minutes more."
+            "--second-look", help="Build with labels.presence, which drops what isn't there; takes twice as long."
         ),
     ] = False,
     overlays: Annotated[int, typer.Option(min=0, help="Scenes to draw with their labels and the truth.")] = 12,
