@@ -135,7 +135,7 @@ def loading(folder: Path, samples: int, rounds: int) -> dict[str, dict[str, floa
                 include = ["labels", "codes", "features", *(["pixels"] if images else [])]
                 batches = StageLoader(StageDataset(place, include=include), loader.BATCH)
                 start = time.process_time()
-                seen = sum(len(batch) for batch in islice(batches, len(batches) // (8 if images else 1)))
+                seen = sum(len(batch) for batch in islice(batches, max(1, len(batches) // (8 if images else 1))))
                 rates[contestant].append(seen / (time.process_time() - start))
             print(f"round {turn + 1}: {name} {' '.join(f'{of[-1]:.0f}' for of in rates.values())}/s", file=sys.stderr)
         pairs = zip(rates["joined"], rates["whole"], strict=True)
