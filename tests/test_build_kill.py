@@ -27,9 +27,9 @@ DAMAGED = (2,)
 REJECTS = {"image-damaged": 1}
 
 
-# A kill leaves what is on the disk at that moment, so the steps between which nothing changes there are one case. A
-# script records the state before each step of an undisturbed build, then kills a build at the first step of each state,
-# sees that it left that state, and goes on with it. Each build is a fork with the real driver and worker in it.
+# A kill leaves what is on the disk at that moment, so the steps between which nothing changes there are one case.
+# Scripts record the state before each step of undisturbed builds; others then kill a build at the first step of each
+# state, see that it left that state, and go on with it. Each build is a fork with the real driver and worker in it.
 
 
 def killed_in_every_state(config, whole, folder, scene, share):
@@ -38,8 +38,7 @@ def killed_in_every_state(config, whole, folder, scene, share):
     `whole` is the output of an undisturbed build.
     """
     expected = builds.digests(whole)
-    states = json.loads((folder / f"{scene}.json").read_text())
-    first_steps = sorted({state: number for number, state in reversed([*enumerate(states)])}.values())
+    states, first_steps = recorded_states(folder, scene)
     for number in first_steps[share::SCRIPTS]:
         out = folder / f"{scene}-{number}"
         if scene != "fresh":
@@ -81,6 +80,12 @@ def record_states(config, folder, scene):
     builds.build_here(config, out)
     names, states = zip(*steps, strict=True)
     (folder / f"{scene}.json").write_text(json.dumps(states[: None if scene == "fresh" else names.index("write")]))
+
+
+def recorded_states(folder, scene):
+    """The state before each step, and the first step of each distinct one."""
+    states = json.loads((folder / f"{scene}.json").read_text())
+    return states, sorted({state: number for number, state in reversed([*enumerate(states)])}.values())
 
 
 def _check_same_state(left, recorded, when):

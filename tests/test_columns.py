@@ -15,7 +15,7 @@ import pytest
 import warm
 from builds import build_here, check_files, committed, digests, make_config, make_input, patchmint, run
 from shard_data import joined, stored
-from test_build_kill import _check_same_state, _killed, _state, record_states
+from test_build_kill import _check_same_state, _killed, _state, record_states, recorded_states
 from typer.testing import CliRunner
 
 from patchmint.annotate.models import AnnotationModels
@@ -411,9 +411,8 @@ def test_killed_and_gone_on_with_it_ends_with_the_same_bytes(job, relabelling, e
     """The protocol is that of builds (`test_build_kill`): a few of its states do."""
     folder, config, expected = job
     assert builds.exit_code(builds.fork(partial(record_states, config, folder, "fresh"))) == 0
-    states = json.loads((folder / "fresh.json").read_text())
+    states, first_steps = recorded_states(folder, "fresh")
     (folder / "fresh.json").unlink()
-    first_steps = sorted({state: number for number, state in reversed([*enumerate(states)])}.values())
     assert len(first_steps) > 40
     for number in first_steps[3::every]:
         out = folder / "killed"

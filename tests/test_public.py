@@ -125,7 +125,7 @@ def test_a_strict_type_checker_is_content_with_the_wheel(installed, tmp_path):
     # the checkout is installed as well, editable: there mypy would find what the wheel lacks
     hide = f"import sys\nsys.path[:] = [path for path in sys.path if path != {str(ROOT)!r}]\n"
     (tmp_path / "sitecustomize.py").write_text(hide)
-    # what our types don't speak of isn't read: others' packages lead to five thousand modules
+    # what our types don't speak of isn't read: others' packages lead to thousands of modules
     (tmp_path / "mypy.ini").write_text(MYPY)
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(installed / "mypy"), "script.py"]
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{installed / 'site'}"}
